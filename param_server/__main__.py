@@ -1,0 +1,148 @@
+"""The processes of the parameter server.
+
+python -m param_server shard --address 127.0.0.1:0 --log-dir DIR
+python -m param_server replica --shard ADDRESS --address 127.0.0.1:0
+python -m param_server status ADDRESS
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import structlog
+
+from param_server.errors import ParamServerError
+
+STOP_GRACE_S = 2.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m param_server", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    shard = commands.add_parser("shard", help="keep the version log and stream it to replicas")
+    shard.add_argument("--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any")
+    shard.add_argument("--log-dir", type=Path, required=True, help="folder of the version log")
+    shard.add_argument("--keep-full", type=int, default=2, help="full versions kept in the log")
+    shard.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
+    replica = commands.add_parser("replica", help="follow a shard and answer predictions")
+    replica.add_argument("--shard", required=True, help="the shard's host:port")
+    replica.add_argument("--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any")
+    replica.add_argument("--name", default="replica", help="shown by the shard")
+    replica.add_argument("--stale-after-s", type=int, default=0, help="not ready beyond it; 0 = never")
+    replica.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
+    status = commands.add_parser("status", help="show the state of a shard or a replica")
+    status.add_argument("address")
+    arguments = parser.parse_args(argv)
+    # Standard output belongs to `status`; logs go beside it.
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        if arguments.command == "shard":
+            run_shard(arguments)
+        elif arguments.command == "replica":
+            run_replica(arguments)
+        else:
+            show_status(arguments.address)
+    except ParamServerError as error:
+        sys.stderr.write(f"param_server {arguments.command}: {error}\n")
+        return 1
+    return 0
+
+
+def run_shard(arguments: argparse.Namespace) -> None:
+    from param_server.shard import SERVER_THREADS, ShardServicer
+    from param_server.transport import open_server
+    from param_server.version_log import VersionLog
+    from proto import param_server_pb2_grpc
+
+    stop = stop_on_signals()
+    server, address = open_server(arguments.address, num_threads=SERVER_THREADS)
+    log = VersionLog(arguments.log_dir, keep_full=arguments.keep_full)
+    servicer = ShardServicer(log)
+    param_server_pb2_grpc.add_ParamServerServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    server.start()
+    announce(arguments.ready_file, address)
+    stop.wait()
+    servicer.stop()
+    server.stop(STOP_GRACE_S).wait()
+    log.close()
+
+
+def run_replica(arguments: argparse.Namespace) -> None:
+    from param_server.predict import warm_up
+    from param_server.replica import Replica
+    from param_server.replica_service import SERVER_THREADS, ReplicaService
+    from param_server.transport import open_server
+    from proto import open_inference_pb2_grpc, param_server_pb2_grpc
+
+    stop = stop_on_signals()
+    server, address = open_server(arguments.address, num_threads=SERVER_THREADS)
+    replica = Replica(shard_address=arguments.shard, name=arguments.name, clock_ms=wall_clock_ms)
+    service = ReplicaService(replica, stale_after_ms=1000 * arguments.stale_after_s, clock_ms=wall_clock_ms)
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    param_server_pb2_grpc.add_ReplicaServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    server.start()
+    warm_up()
+    follower = ThreadPoolExecutor(max_workers=1, thread_name_prefix="follow")
+    following = follower.submit(replica.follow)
+    # An error that `follow` does not expect ends the process instead of leaving a replica that ages.
+    following.add_done_callback(lambda _: stop.set())
+    announce(arguments.ready_file, address)
+    stop.wait()
+    replica.stop()
+    wait([following])
+    server.stop(STOP_GRACE_S).wait()
+    replica.close()
+    following.result()
+
+
+def show_status(address: str) -> None:
+    """Write the state of whatever listens at the address as JSON."""
+    from param_server.client import ParamServerClient, ReplicaClient
+
+    try:
+        with ParamServerClient(address, timeout_s=5.0) as shard:
+            state: object = shard.status()
+    except ParamServerError:
+        with ReplicaClient(address, timeout_s=5.0) as replica:
+            state = replica.status()
+    text = msgspec.json.format(msgspec.json.encode(state, enc_hook=str), indent=2)
+    sys.stdout.write(text.decode() + "\n")
+
+
+def stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stop
+
+
+def announce(ready_file: Path | None, address: str) -> None:
+    """Tell where the process listens: in the log, and in the file if one is wanted, whole at once."""
+    structlog.get_logger().info("listening", address=address)
+    if ready_file is not None:
+        temporary = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+        temporary.write_bytes(msgspec.json.encode({"address": address, "pid": os.getpid()}))
+        os.replace(temporary, ready_file)
+
+
+def wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+if __name__ == "__main__":
+    sys.exit(main())

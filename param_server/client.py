@@ -1,0 +1,299 @@
+"""Everything a trainer needs of the parameter server: the one module that `trainer` imports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from param_server.blob_parts import from_message, split_blob
+from param_server.errors import (
+    AddressError,
+    BadBlobError,
+    ConflictError,
+    FencedError,
+    GapError,
+    LimitError,
+    ManifestError,
+    MissingBlobError,
+    ParamServerError,
+    RequestError,
+    UnavailableError,
+)
+from param_server.infer_codec import build_infer_request, read_outputs
+from param_server.manifest import (
+    BlobKind,
+    BlobRef,
+    Manifest,
+    ManifestPosition,
+    Version,
+    blob_ref,
+    content_name,
+    decode_manifest,
+    encode_manifest,
+)
+from param_server.rules import (
+    NEVER_PUSHED_S,
+    ChangedColumns,
+    Decision,
+    Reason,
+    decide,
+    record_push,
+)
+from param_server.rules_config import RulesConfig
+from param_server.signature import (
+    ServingSignature,
+    SignatureFeature,
+    decode_signature,
+    encode_signature,
+)
+from param_server.transport import open_channel, translate
+from proto import open_inference_pb2_grpc, param_server_pb2, param_server_pb2_grpc
+from proto.row_segment import RowFormat, RowSegment, decode, encode, split
+from proto.tensor_blob import BlobError, crc32c, decode_tensors, encode_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """A shard's answer to `status`."""
+
+    head: Version | None
+    fenced_generation: int
+    num_versions: int
+    num_full: int
+    num_delta: int
+    num_rows: int
+    bytes_published: int
+    num_subscribers: int
+    damage: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """A replica's answer to `status`; age_ms is -1 before the first version."""
+
+    version: Version | None
+    ready: bool
+    age_ms: int
+    num_rows: int
+    num_predictions: int
+    num_unknown_ids: int
+    num_refused_requests: int
+    num_reloads: int
+    last_refusal: str
+    applied: tuple[tuple[Version, int], ...]
+    """(version, unix milliseconds at which it became visible), oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """outputs: task -> float32 [B]; version: the one version that all of them come from."""
+
+    outputs: dict[str, npt.NDArray[Any]]
+    version: Version
+    age_ms: int
+
+
+class ParamServerClient:
+    """One connection to a shard. Calls wait for the shard up to `timeout_s`, restarts included.
+
+    After UnavailableError or MissingBlobError the caller repeats `publish` and `commit` with the same
+    bytes: both are idempotent. FencedError means that this writer is over.
+    """
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        """Raises: AddressError unless the address is a loopback host:port."""
+        self._where = f"shard {address}"
+        self._timeout_s = timeout_s
+        self._channel = open_channel(address)
+        self._stub: Any = param_server_pb2_grpc.ParamServerStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def open_generation(self, at_least: int) -> tuple[int, Version | None]:
+        """Fence every older writer; returns the generation to write with and the newest version."""
+        reply = self._call(
+            self._stub.OpenGeneration, param_server_pb2.OpenGenerationRequest(at_least=at_least)
+        )
+        return reply.generation, _version_or_none(reply, "head")
+
+    def publish(self, version: Version, blobs: Iterable[tuple[BlobKind, str, bytes]]) -> int:
+        """Stage (kind, name, data) blobs of one version; returns the bytes sent.
+
+        Raises: FencedError, BadBlobError, ConflictError, LimitError, UnavailableError.
+        """
+        reply = self._call(self._stub.Publish, _parts(version, blobs))
+        return int(reply.num_bytes)
+
+    def commit(self, manifest: Manifest) -> tuple[Version, bool]:
+        """Make the version durable and visible; returns the head and whether it was a repeat.
+
+        Raises: FencedError, GapError (its parent is not the head), MissingBlobError (publish again),
+            ConflictError, BadBlobError, ManifestError, UnavailableError.
+        """
+        data = encode_manifest(manifest)
+        request = param_server_pb2.CommitRequest(manifest=data, crc32c=crc32c(data))
+        reply = self._call(self._stub.Commit, request)
+        return from_message(reply.head), reply.repeated_commit
+
+    def pull(self, table: str, ids_N: npt.NDArray[np.int64]) -> tuple[Version | None, RowSegment]:
+        """The newest rows of the ids that exist, in the order asked, doubled ids once."""
+        request = param_server_pb2.PullRequest(table=table, ids=ids_N.astype("<i8").tobytes())
+        reply = self._call(self._stub.Pull, request)
+        if crc32c(reply.segment) != reply.crc32c:
+            raise BadBlobError(f"{self._where}: pulled rows of table '{table}': wrong checksum")
+        return _version_or_none(reply, "version"), decode(reply.segment, where=self._where)
+
+    def status(self) -> ShardState:
+        reply = self._call(self._stub.Status, param_server_pb2.StatusRequest())
+        return ShardState(
+            head=_version_or_none(reply, "head"),
+            fenced_generation=reply.fenced_generation,
+            num_versions=reply.num_versions,
+            num_full=reply.num_full,
+            num_delta=reply.num_delta,
+            num_rows=reply.num_rows,
+            bytes_published=reply.bytes_published,
+            num_subscribers=reply.num_subscribers,
+            damage=tuple(reply.damage),
+        )
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise translate(error, where=self._where) from error
+
+
+class ReplicaClient:
+    """One connection to a serving replica."""
+
+    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
+        """Raises: AddressError unless the address is a loopback host:port."""
+        self._where = f"replica {address}"
+        self._timeout_s = timeout_s
+        self._channel = open_channel(address)
+        self._replica: Any = param_server_pb2_grpc.ReplicaStub(self._channel)  # type: ignore[no-untyped-call]
+        self._inference: Any = open_inference_pb2_grpc.GRPCInferenceServiceStub(  # type: ignore[no-untyped-call]
+            self._channel
+        )
+
+    def status(self) -> ReplicaState:
+        reply = self._call(self._replica.Status, param_server_pb2.StatusRequest())
+        return ReplicaState(
+            version=_version_or_none(reply, "version"),
+            ready=reply.ready,
+            age_ms=reply.age_ms,
+            num_rows=reply.num_rows,
+            num_predictions=reply.num_predictions,
+            num_unknown_ids=reply.num_unknown_ids,
+            num_refused_requests=reply.num_refused_requests,
+            num_reloads=reply.num_reloads,
+            last_refusal=reply.last_refusal,
+            applied=tuple((from_message(one.version), one.visible_ms) for one in reply.applied),
+        )
+
+    def predict(self, inputs: dict[str, npt.NDArray[Any]]) -> Prediction:
+        """Ask for a prediction.
+
+        Args: inputs: int64 [B] for a single feature; int64 [L] and int32 [B] "<name>.lengths" for a
+            multi one; float32 [B] for a dense one; str, bytes objects or int64 [B] for "domain".
+        Raises: RequestError naming the input, UnavailableError while the replica has no version.
+        """
+        reply = self._call(self._inference.ModelInfer, build_infer_request(inputs))
+        return Prediction(
+            outputs=read_outputs(reply),
+            version=Version.parse(reply.parameters["version"].string_param),
+            age_ms=reply.parameters["age_ms"].int64_param,
+        )
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise translate(error, where=self._where) from error
+
+
+def _parts(version: Version, blobs: Iterable[tuple[BlobKind, str, bytes]]) -> Iterator[param_server_pb2.Blob]:
+    for kind, name, data in blobs:
+        yield from split_blob(version, kind, name, data)
+
+
+def _version_or_none(message: Any, field: str) -> Version | None:
+    if not message.HasField(field):
+        return None
+    return from_message(getattr(message, field))
+
+
+__all__ = [
+    "NEVER_PUSHED_S",
+    "AddressError",
+    "BadBlobError",
+    "BlobError",
+    "BlobKind",
+    "BlobRef",
+    "ChangedColumns",
+    "ConflictError",
+    "Decision",
+    "FencedError",
+    "GapError",
+    "LimitError",
+    "Manifest",
+    "ManifestError",
+    "ManifestPosition",
+    "MissingBlobError",
+    "ParamServerClient",
+    "ParamServerError",
+    "Prediction",
+    "Reason",
+    "ReplicaClient",
+    "ReplicaState",
+    "RequestError",
+    "RowFormat",
+    "RowSegment",
+    "RulesConfig",
+    "ServingSignature",
+    "ShardState",
+    "SignatureFeature",
+    "UnavailableError",
+    "Version",
+    "blob_ref",
+    "content_name",
+    "crc32c",
+    "decide",
+    "decode",
+    "decode_manifest",
+    "decode_signature",
+    "decode_tensors",
+    "encode",
+    "encode_manifest",
+    "encode_signature",
+    "encode_tensors",
+    "record_push",
+    "split",
+]

@@ -1,0 +1,244 @@
+"""The row store: the newest row of every id, always at exactly one version.
+
+A version is prepared beside the live one: its rows are written to slots that no key points to. The
+switch then only moves keys to these slots, under a lock; readers take the same lock for one gather.
+What belongs to the version but is not rows (a replica's model) switches with it as its companion.
+Shapes: N keys of a gather, D the table's dim.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_eviction.slot_map import SlotMap
+from param_server.errors import BadBlobError, GapError
+from param_server.manifest import BlobRef, Manifest, Version
+from proto.row_segment import RowSegment, decode
+from proto.tensor_blob import BlobError
+
+CAPACITY_MIN = 1024
+
+Companion = TypeVar("Companion")
+Keys = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.float32]
+
+
+class _Table:
+    """Rows by slot and the map from key to slot; a slot without a key is free."""
+
+    def __init__(self, dim: int, *, num_keys: int = 0) -> None:
+        self.dim = dim
+        self.slots = SlotMap(max(CAPACITY_MIN, num_keys))
+        self.rows_CD: Rows = np.zeros((self.slots.capacity, dim), np.float32)
+
+    def grown_for(self, num_fresh: int) -> Rows | None:
+        """A larger copy of the rows if `num_fresh` free slots are not there; None: they are."""
+        needed = len(self.slots) + num_fresh
+        if needed <= len(self.rows_CD):
+            return None
+        rows_CD = np.zeros((max(needed, 2 * len(self.rows_CD)), self.dim), np.float32)
+        rows_CD[: len(self.rows_CD)] = self.rows_CD
+        return rows_CD
+
+
+@dataclass(slots=True)
+class _TableChange:
+    keys_N: Keys
+    slots_N: Keys
+    deleted_M: Keys
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A version that is written but not visible. Only the newest one prepared can be switched to."""
+
+    version: Version
+    full: bool
+    tables: dict[str, _Table]
+    changes: dict[str, _TableChange] = field(default_factory=dict)
+
+    def dim(self, table: str) -> int | None:
+        """None: the version has no such table."""
+        return self.tables[table].dim if table in self.tables else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered(Generic[Companion]):
+    """Rows of one version; a key that is absent has a row of zeros and present_N False."""
+
+    version: Version | None
+    companion: Companion | None
+    rows_ND: dict[str, Rows]
+    present_N: dict[str, npt.NDArray[np.bool_]]
+
+
+class RowStore(Generic[Companion]):
+    """One writer (prepare, switch) and any number of readers (gather)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tables: dict[str, _Table] = {}
+        self._version: Version | None = None
+        self._companion: Companion | None = None
+        self._newest_prepared: Prepared | None = None
+
+    @property
+    def version(self) -> Version | None:
+        return self._version
+
+    @property
+    def companion(self) -> Companion | None:
+        return self._companion
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(table.slots) for table in self._tables.values())
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return {name: table.dim for name, table in self._tables.items()}
+
+    def prepare(self, manifest: Manifest, segments: Iterable[RowSegment]) -> Prepared:
+        """Write a version's rows beside the live ones. An abandoned preparation costs nothing.
+
+        Raises: GapError if a delta does not follow the live version or any version is not above it,
+            BadBlobError if an id occurs in two segments or a dim is not the table's.
+        """
+        version = manifest.version
+        if self._version is not None and version <= self._version:
+            raise GapError(f"version {version} is not above {self._version}; versions never go back")
+        if manifest.kind == "delta" and manifest.parent != self._version:
+            raise GapError(
+                f"version {version} changes {manifest.parent}, but {self._version} is held; "
+                "the newest full version and what follows it must be loaded"
+            )
+        by_table: dict[str, list[RowSegment]] = {}
+        for segment in segments:
+            by_table.setdefault(segment.table, []).append(segment)
+        if manifest.kind == "full":
+            prepared = self._prepare_full(version, by_table)
+        else:
+            prepared = self._prepare_delta(version, by_table)
+        self._newest_prepared = prepared
+        return prepared
+
+    def _prepare_full(self, version: Version, by_table: dict[str, list[RowSegment]]) -> Prepared:
+        prepared = Prepared(version=version, full=True, tables={})
+        for name, segments in by_table.items():
+            keys_N, deleted_M = _joined_keys(segments, where=f"version {version}: table '{name}'")
+            if len(deleted_M):
+                raise BadBlobError(f"version {version}: table '{name}': a full version has no deletes")
+            table = _Table(_dim(segments, version), num_keys=len(keys_N))
+            slots_N = table.slots.free_slots(len(keys_N))
+            _write_rows(table.rows_CD, slots_N, segments)
+            table.slots.assign(keys_N, slots_N)
+            prepared.tables[name] = table
+        return prepared
+
+    def _prepare_delta(self, version: Version, by_table: dict[str, list[RowSegment]]) -> Prepared:
+        prepared = Prepared(version=version, full=False, tables=dict(self._tables))
+        for name, segments in by_table.items():
+            keys_N, deleted_M = _joined_keys(segments, where=f"version {version}: table '{name}'")
+            dim = _dim(segments, version)
+            table = prepared.tables.get(name)
+            if table is None:
+                table = prepared.tables[name] = _Table(dim, num_keys=len(keys_N))
+            if table.dim != dim:
+                raise BadBlobError(
+                    f"version {version}: table '{name}': expected dim {table.dim}, found {dim}"
+                )
+            larger_CD = table.grown_for(len(keys_N))
+            if larger_CD is not None:
+                with self._lock:
+                    table.rows_CD = larger_CD
+                    table.slots.grow(len(larger_CD))
+            slots_N = table.slots.free_slots(len(keys_N))
+            _write_rows(table.rows_CD, slots_N, segments)
+            prepared.changes[name] = _TableChange(keys_N=keys_N, slots_N=slots_N, deleted_M=deleted_M)
+        return prepared
+
+    def switch(self, prepared: Prepared, companion: Companion | None = None) -> None:
+        """Make a prepared version the live one, rows and companion together."""
+        if prepared is not self._newest_prepared:
+            raise GapError(f"version {prepared.version}: another version was prepared after it")
+        with self._lock:
+            for name, change in prepared.changes.items():
+                table = prepared.tables[name]
+                table.slots.delete(change.deleted_M)
+                # The old slots become free here and are written again by the next prepare, which is
+                # after this lock, so after every gather that could have read them.
+                table.slots.assign(change.keys_N, change.slots_N)
+            self._tables = prepared.tables
+            self._version = prepared.version
+            self._companion = companion
+            self._newest_prepared = None
+
+    def gather(self, keys_N: Mapping[str, Keys]) -> Gathered[Companion]:
+        """The rows of some keys, table by table, all of one version.
+
+        Args: keys_N: table -> int64 [N]. A table that does not exist has no keys: rows float32 [N, 0].
+        """
+        rows_ND: dict[str, Rows] = {}
+        present_N: dict[str, npt.NDArray[np.bool_]] = {}
+        with self._lock:
+            for name, keys in keys_N.items():
+                table = self._tables.get(name)
+                if table is None:
+                    rows_ND[name] = np.zeros((len(keys), 0), np.float32)
+                    present_N[name] = np.zeros(len(keys), np.bool_)
+                    continue
+                slots = table.slots.lookup(keys)
+                present_N[name] = slots >= 0
+                rows_ND[name] = table.rows_CD[slots]
+            version, companion = self._version, self._companion
+        for name, present in present_N.items():
+            rows_ND[name][~present] = 0.0
+        return Gathered(version=version, companion=companion, rows_ND=rows_ND, present_N=present_N)
+
+
+def read_segment(version: Version, blob: BlobRef, data: bytes) -> RowSegment:
+    """Decode a rows blob and hold it against what the manifest says of it.
+
+    Raises: BadBlobError naming version and blob.
+    """
+    where = f"version {version}: blob '{blob.name}'"
+    try:
+        segment = decode(data, where=where)
+    except BlobError as error:
+        raise BadBlobError(str(error)) from error
+    expected = (blob.table, blob.num_rows, blob.num_deletes)
+    found = (segment.table, len(segment), len(segment.deleted_ids_M))
+    if expected != found:
+        raise BadBlobError(f"{where}: expected (table, rows, deletes) {expected}, found {found}")
+    return segment
+
+
+def _joined_keys(segments: list[RowSegment], *, where: str) -> tuple[Keys, Keys]:
+    """The keys and deletes of one table's segments; each key may occur once in a version."""
+    keys_N = np.concatenate([segment.ids_N for segment in segments])
+    deleted_M = np.concatenate([segment.deleted_ids_M for segment in segments])
+    ordered = np.sort(np.concatenate([keys_N, deleted_M]))
+    doubled = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(doubled):
+        raise BadBlobError(f"{where}: id {int(doubled[0])} occurs in two segments")
+    return keys_N, deleted_M
+
+
+def _dim(segments: list[RowSegment], version: Version) -> int:
+    dims = sorted({segment.dim for segment in segments})
+    if len(dims) != 1:
+        raise BadBlobError(f"version {version}: table '{segments[0].table}': found dims {dims}, expected one")
+    return dims[0]
+
+
+def _write_rows(rows_CD: Rows, slots_N: Keys, segments: list[RowSegment]) -> None:
+    start = 0
+    for segment in segments:
+        rows_CD[slots_N[start : start + len(segment)]] = segment.rows_ND
+        start += len(segment)

@@ -1,0 +1,1 @@
+"""Wire formats: protobuf messages, gRPC services and the RowSegment."""

@@ -1,0 +1,174 @@
+# mypy: ignore-errors
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Version(_message.Message):
+    __slots__ = ("generation", "sequence")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    sequence: int
+    def __init__(self, generation: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class OpenGenerationRequest(_message.Message):
+    __slots__ = ("at_least",)
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    at_least: int
+    def __init__(self, at_least: _Optional[int] = ...) -> None: ...
+
+class OpenGenerationReply(_message.Message):
+    __slots__ = ("generation", "head")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    head: Version
+    def __init__(self, generation: _Optional[int] = ..., head: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
+class Blob(_message.Message):
+    __slots__ = ("version", "kind", "name", "crc32c", "data", "part", "num_parts")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    NUM_PARTS_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    kind: str
+    name: str
+    crc32c: int
+    data: bytes
+    part: int
+    num_parts: int
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., crc32c: _Optional[int] = ..., data: _Optional[bytes] = ..., part: _Optional[int] = ..., num_parts: _Optional[int] = ...) -> None: ...
+
+class PublishReply(_message.Message):
+    __slots__ = ("num_blobs", "num_bytes")
+    NUM_BLOBS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    num_blobs: int
+    num_bytes: int
+    def __init__(self, num_blobs: _Optional[int] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+
+class CommitRequest(_message.Message):
+    __slots__ = ("manifest", "crc32c")
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    manifest: bytes
+    crc32c: int
+    def __init__(self, manifest: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class CommitReply(_message.Message):
+    __slots__ = ("head", "repeated_commit")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_COMMIT_FIELD_NUMBER: _ClassVar[int]
+    head: Version
+    repeated_commit: bool
+    def __init__(self, head: _Optional[_Union[Version, _Mapping]] = ..., repeated_commit: _Optional[bool] = ...) -> None: ...
+
+class SubscribeRequest(_message.Message):
+    __slots__ = ("replica", "held")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    held: Version
+    def __init__(self, replica: _Optional[str] = ..., held: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
+class VersionPart(_message.Message):
+    __slots__ = ("manifest", "blob", "end")
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    manifest: ManifestPart
+    blob: Blob
+    end: Version
+    def __init__(self, manifest: _Optional[_Union[ManifestPart, _Mapping]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., end: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
+class ManifestPart(_message.Message):
+    __slots__ = ("data", "crc32c")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    crc32c: int
+    def __init__(self, data: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("table", "ids")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    ids: bytes
+    def __init__(self, table: _Optional[str] = ..., ids: _Optional[bytes] = ...) -> None: ...
+
+class PullReply(_message.Message):
+    __slots__ = ("version", "segment", "crc32c")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    segment: bytes
+    crc32c: int
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., segment: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ShardStatus(_message.Message):
+    __slots__ = ("head", "num_versions", "num_full", "num_delta", "num_rows", "bytes_published", "num_subscribers", "fenced_generation", "damage")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    NUM_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FULL_FIELD_NUMBER: _ClassVar[int]
+    NUM_DELTA_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PUBLISHED_FIELD_NUMBER: _ClassVar[int]
+    NUM_SUBSCRIBERS_FIELD_NUMBER: _ClassVar[int]
+    FENCED_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    DAMAGE_FIELD_NUMBER: _ClassVar[int]
+    head: Version
+    num_versions: int
+    num_full: int
+    num_delta: int
+    num_rows: int
+    bytes_published: int
+    num_subscribers: int
+    fenced_generation: int
+    damage: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, head: _Optional[_Union[Version, _Mapping]] = ..., num_versions: _Optional[int] = ..., num_full: _Optional[int] = ..., num_delta: _Optional[int] = ..., num_rows: _Optional[int] = ..., bytes_published: _Optional[int] = ..., num_subscribers: _Optional[int] = ..., fenced_generation: _Optional[int] = ..., damage: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ReplicaStatus(_message.Message):
+    __slots__ = ("version", "ready", "age_ms", "num_rows", "num_predictions", "num_unknown_ids", "applied", "num_reloads", "num_refused_requests", "last_refusal")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_UNKNOWN_IDS_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    NUM_RELOADS_FIELD_NUMBER: _ClassVar[int]
+    NUM_REFUSED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    LAST_REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    ready: bool
+    age_ms: int
+    num_rows: int
+    num_predictions: int
+    num_unknown_ids: int
+    applied: _containers.RepeatedCompositeFieldContainer[AppliedVersion]
+    num_reloads: int
+    num_refused_requests: int
+    last_refusal: str
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., ready: _Optional[bool] = ..., age_ms: _Optional[int] = ..., num_rows: _Optional[int] = ..., num_predictions: _Optional[int] = ..., num_unknown_ids: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[AppliedVersion, _Mapping]]] = ..., num_reloads: _Optional[int] = ..., num_refused_requests: _Optional[int] = ..., last_refusal: _Optional[str] = ...) -> None: ...
+
+class AppliedVersion(_message.Message):
+    __slots__ = ("version", "visible_ms")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    VISIBLE_MS_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    visible_ms: int
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., visible_ms: _Optional[int] = ...) -> None: ...

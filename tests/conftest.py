@@ -1,0 +1,206 @@
+"""Fixtures that several folders of tests share: free ports, and brokers of both kinds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 60.0
+JAVA_OPTIONS = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dlog4j2.level=WARN")
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A port of loopback that nothing listens on at the moment."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            return port
+
+    return find
+
+
+@dataclass
+class EmbeddedBroker:
+    """An embedded broker's process."""
+
+    bootstrap_servers: str
+    process: subprocess.Popen[bytes]
+    topics: list[str] = field(default_factory=list)
+
+    def new_topic(self) -> str:
+        """A topic of three partitions that no other test has used; its dead letters go to `<name>-dead`."""
+        return self.topics.pop()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def start_embedded_broker(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[dict[str, int]], EmbeddedBroker]]:
+    """Start embedded brokers with given topics (name → partitions); all end with the session."""
+    started: list[EmbeddedBroker] = []
+
+    def start(topics: dict[str, int]) -> EmbeddedBroker:
+        ready_file = tmp_path_factory.mktemp("embedded") / "ready.json"
+        program = (
+            "import json, sys\n"
+            "from pathlib import Path\n"
+            "from trainer.stream.embedded_broker import run_embedded_broker\n"
+            "run_embedded_broker(topics=json.loads(sys.argv[1]), ready_file=Path(sys.argv[2]))\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, json.dumps(topics), str(ready_file)], cwd=REPOSITORY
+        )
+        wait_for(lambda: ready_file.exists() or process.poll() is not None)
+        assert process.poll() is None, f"the embedded broker ended with {process.returncode}"
+        ready = json.loads(ready_file.read_text())
+        assert ready["pid"] == process.pid
+        started.append(EmbeddedBroker(ready["bootstrap_servers"], process))
+        return started[-1]
+
+    yield start
+    for broker in started:
+        if broker.process.poll() is None:
+            broker.stop()
+
+
+@pytest.fixture(scope="session")
+def embedded_broker(start_embedded_broker: Callable[[dict[str, int]], EmbeddedBroker]) -> EmbeddedBroker:
+    """One embedded broker for the session, with topics to take from."""
+    names = [f"topic-{number}" for number in range(40)]
+    broker = start_embedded_broker({name: 3 for name in names} | {f"{name}-dead": 1 for name in names})
+    broker.topics = names
+    return broker
+
+
+@dataclass
+class KafkaBroker:
+    """A real Kafka broker (KRaft) on loopback; kill and start keep its data."""
+
+    home: Path
+    directory: Path
+    port: int
+    controller_port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def new_topic(self) -> str:
+        """A topic of three partitions that no other test has used."""
+        from trainer.stream.broker import Security, connect_options, ensure_topic
+
+        name = f"topic-{uuid.uuid4().hex[:12]}"
+        options = connect_options(self.bootstrap_servers, security=Security(), timeout_s=30)
+        assert ensure_topic(name, num_partitions=3, options=options) == [0, 1, 2]
+        return name
+
+    def start(self) -> None:
+        properties = self.directory / "server.properties"
+        if not properties.exists():
+            properties.write_text(self._properties())
+            self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties)).wait(60)
+        self.process = self._java("kafka.Kafka", str(properties))
+        wait_for(self._accepts)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is shut down in order."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(timeout=20)
+
+    def _accepts(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.directory / "broker.log").read_text()[-2000:]
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def _java(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.directory / "broker.log").open("ab") as log:
+            return subprocess.Popen(
+                ["java", *JAVA_OPTIONS, "-cp", f"{self.home}/libs/*", *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _properties(self) -> str:
+        plain, controller = f"127.0.0.1:{self.port}", f"127.0.0.1:{self.controller_port}"
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.voters": f"1@{controller}",
+            "listeners": f"PLAINTEXT://{plain},CONTROLLER://{controller}",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "log.dirs": self.directory / "log",
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 1,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "transaction.state.log.num.partitions": 1,
+            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            "group.initial.rebalance.delay.ms": 0,
+            # A killed broker may come back at once only if its old registration has lapsed.
+            "broker.session.timeout.ms": 1000,
+            "broker.heartbeat.interval.ms": 200,
+        }
+        return "\n".join(f"{name}={value}" for name, value in settings.items())
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(
+    tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+) -> Iterator[KafkaBroker]:
+    """A real broker, from the Kafka distribution that KAFKA_HOME names."""
+    home = os.environ.get("KAFKA_HOME")
+    if not home:
+        pytest.skip("KAFKA_HOME is not set: no Kafka distribution to test against")
+    if shutil.which("java") is None:
+        pytest.skip("java is not installed: Kafka needs version 17 or newer")
+    broker = KafkaBroker(Path(home), tmp_path_factory.mktemp("kafka"), free_port(), free_port())
+    broker.start()
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def broker(request: pytest.FixtureRequest) -> EmbeddedBroker | KafkaBroker:
+    """Each kind of broker in turn: what holds for one holds for the other."""
+    name = "embedded_broker" if request.param == "embedded" else "kafka_broker"
+    found: EmbeddedBroker | KafkaBroker = request.getfixturevalue(name)
+    return found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Poll until the condition holds; fails the test after START_TIMEOUT_S."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "the condition did not come true in time"
+        time.sleep(0.05)
+
+
+def _cluster_id() -> str:
+    import base64
+
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")

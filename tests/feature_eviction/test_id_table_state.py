@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feature_eviction import (
+    AdmissionConfig,
+    ClassPolicy,
+    IdTable,
+    MapResult,
+    ScoreConfig,
+    State,
+    StateError,
+    TablePolicy,
+)
+from feature_eviction.id_table_state import _check
+
+CLASSES = (
+    ClassPolicy(class_id=1, ttl_s=20),
+    ClassPolicy(class_id=2, protected=True),
+    ClassPolicy(class_id=3, admission=AdmissionConfig(kind="count", min_count=2)),
+    ClassPolicy(class_id=4, admission=AdmissionConfig(kind="probability", probability=0.5)),
+)
+
+
+def stream(seed: int, num_calls: int) -> list[tuple[list[int], int, int]]:
+    """Calls of (keys, now_s, batches left in flight)."""
+    generator = np.random.default_rng(seed)
+    calls, now_s = [], 1_000_000
+    for _ in range(num_calls):
+        now_s += int(generator.integers(-2, 12))
+        classes_N = generator.integers(0, 5, 12).astype(np.uint64)
+        ids_N = generator.integers(0, 30, 12).astype(np.uint64)
+        keys = (classes_N << np.uint64(52) | ids_N).astype(np.int64).tolist()
+        calls.append((keys, now_s, int(generator.integers(0, 3))))
+    return calls
+
+
+def fed(table: IdTable, calls: list[tuple[list[int], int, int]]) -> list[list[list[int]]]:
+    answers = []
+    for keys, now_s, num_in_flight in calls:
+        shows_N = np.full(len(keys), 2)
+        result = table.map(keys, shows_N=shows_N, positives_N=np.arange(len(keys)) % 3, now_s=now_s)
+        table.release(result.batch - num_in_flight)
+        answers.append([np.asarray(part).tolist() for part in result])
+    return answers
+
+
+def same(left: State, right: State) -> bool:
+    """Bit for bit, the NaN of free slots included."""
+    return left.keys() == right.keys() and all(left[name].tobytes() == right[name].tobytes() for name in left)
+
+
+def full_table(num_slots: int = 8) -> IdTable:
+    table = IdTable(TablePolicy(num_slots=num_slots, classes=CLASSES, count_sketch_width=16))
+    fed(table, stream(3, 10))
+    return table
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    saved_after=st.integers(0, 25),
+    num_slots=st.integers(1, 40),
+    victim_window=st.integers(1, 50),
+    expiry_scan=st.integers(0, 9),
+    kind=st.sampled_from(["kraken", "lru", "lfu"]),
+)
+def test_loaded_table_goes_on_as_if_it_had_never_been_saved(
+    seed: int, saved_after: int, num_slots: int, victim_window: int, expiry_scan: int, kind: str
+) -> None:
+    policy = TablePolicy(
+        num_slots=num_slots,
+        score=ScoreConfig(kind=kind),  # type: ignore[arg-type]
+        classes=CLASSES,
+        victim_window=victim_window,
+        expiry_scan=expiry_scan,
+        count_sketch_width=16,
+        seed=seed,
+    )
+    calls = stream(seed, 25)
+    whole, parted = IdTable(policy), IdTable(policy)
+    expected = fed(whole, calls)
+    before = fed(parted, calls[:saved_after])
+    loaded = IdTable.load(policy, parted.state())
+    assert before + fed(loaded, calls[saved_after:]) == expected
+    assert same(loaded.state(), whole.state())
+    assert loaded.counters() == whole.counters()
+
+
+def test_state_is_a_copy() -> None:
+    table = full_table()
+    state = table.state()
+    kept = {name: array.copy() for name, array in state.items()}
+    fed(table, stream(4, 5))
+    assert same(state, kept)
+    loaded = IdTable.load(table.policy, state)
+    fed(loaded, stream(4, 5))
+    assert same(state, kept)
+
+
+def swap_first_two(array: np.ndarray) -> None:
+    array[0] = array[1]
+
+
+DAMAGE: dict[str, Callable[[State], None]] = {
+    "keys": lambda state: swap_first_two(state["keys"]),
+    "score": lambda state: state["score"].__setitem__(0, np.inf),
+    "cursors": lambda state: state["cursors"].__setitem__(2, 8),
+    "batches": lambda state: state["batches"].__setitem__(1, 99),
+    "counters": lambda state: state["counters"].__setitem__((0, 0), -1),
+    "sketch_additions": lambda state: state["sketch_additions"].__setitem__(0, 16),
+    "classes": lambda state: state["classes"].__setitem__(0, 7),
+    "score_kind": lambda state: state["score_kind"].__setitem__(0, 1),
+    "random": lambda state: state.update(random=np.zeros(2, np.uint64)),
+    "sketch": lambda state: state.update(sketch=np.zeros((4, 8), np.uint8)),
+    "last_seen_s": lambda state: state.update(last_seen_s=np.zeros(8, np.int64)),
+    "updates": lambda state: state.pop("updates"),
+    "last_batch": lambda state: state.update(last_batch=np.zeros(9, np.uint32)),
+}
+
+
+@pytest.mark.parametrize("name", list(DAMAGE))
+def test_damaged_state_is_refused_by_the_name_of_its_array(name: str) -> None:
+    table = full_table()
+    assert table.num_rows == 8
+    state = table.state()
+    DAMAGE[name](state)
+    with pytest.raises(StateError, match=rf"'{name}'"):
+        IdTable.load(table.policy, state)
+
+
+def test_every_array_of_the_state_can_be_found_damaged() -> None:
+    assert DAMAGE.keys() == full_table().state().keys()
+
+
+@pytest.mark.parametrize("head", [-1, 5, 0])
+def test_broken_free_list_is_refused(head: int, sight: Callable[..., MapResult]) -> None:
+    table = IdTable(TablePolicy(num_slots=6))
+    sight(table, [1, 2, 3], now_s=5)
+    state = table.state()
+    state["cursors"][0] = head
+    with pytest.raises(StateError, match="free"):
+        IdTable.load(table.policy, state)
+
+
+def test_free_list_that_runs_in_a_circle_is_refused(sight: Callable[..., MapResult]) -> None:
+    table = IdTable(TablePolicy(num_slots=6))
+    sight(table, [1, 2, 3], now_s=5)
+    state = table.state()
+    state["keys"][5] = 3
+    with pytest.raises(StateError, match="'keys'"):
+        IdTable.load(table.policy, state)
+
+
+def test_state_of_another_size_is_refused() -> None:
+    state = full_table(8).state()
+    with pytest.raises(StateError, match=r"'keys': int64 \[9\] expected, found int64 \[8\]"):
+        IdTable.load(TablePolicy(num_slots=9, classes=CLASSES, count_sketch_width=16), state)
+
+
+def test_check_passes_what_holds() -> None:
+    _check("keys", True, "")
+    with pytest.raises(StateError, match="array 'keys': found"):
+        _check("keys", False, "found")
+
+
+def moved(table: IdTable, num_slots: int) -> tuple[IdTable, np.ndarray]:
+    rows = table.rows()
+    target = IdTable(TablePolicy(num_slots=num_slots, classes=CLASSES, score=table.policy.score))
+    slots_N = target.insert_rows(
+        rows.keys_N, scores_N=rows.scores_N, last_seen_s_N=rows.last_seen_s_N, updates_N=rows.updates_N
+    )
+    return target, slots_N
+
+
+@pytest.mark.parametrize("kind", ["kraken", "lru", "lfu"])
+def test_rows_moved_into_a_larger_table_are_the_same_rows(kind: str) -> None:
+    policy = TablePolicy(num_slots=30, classes=CLASSES, score=ScoreConfig(kind=kind))  # type: ignore[arg-type]
+    table = IdTable(policy)
+    fed(table, stream(6, 20))
+    target, slots_N = moved(table, 45)
+    before, after = table.rows(), target.rows(slots_N)
+    for name in ("keys_N", "scores_N", "last_seen_s_N", "updates_N"):
+        assert getattr(after, name).tobytes() == getattr(before, name).tobytes(), name
+    assert target.num_rows == table.num_rows
+    # They are in no batch: they can leave at once.
+    fed(target, stream(7, 40))
+    assert target.counters().evicted["score"] > 0
+
+
+def test_rows_that_do_not_fit_are_the_lowest_unprotected_and_are_counted(
+    sight: Callable[..., MapResult],
+) -> None:
+    table = IdTable(TablePolicy(num_slots=6, score=ScoreConfig(kind="lru"), classes=CLASSES))
+    sight(table, [1], now_s=1, class_id=2)
+    for now_s in (2, 3, 4, 5):
+        sight(table, [now_s], now_s=now_s)
+    target, slots_N = moved(table, 3)
+    # The protected row is the oldest and stays; of the others the two last seen do.
+    assert slots_N.tolist() == [0, -1, -1, 1, 2]
+    assert target.counters().evicted == {"expired": 0, "score": 2}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("keys_N", [1, 1], "found a key twice"),
+        ("keys_N", [7, 1], "key 7 is held already"),
+        ("scores_N", [0.0, np.nan], "must be finite"),
+        ("scores_N", [0.0], r"scores_N must be \[2\]"),
+        ("last_seen_s_N", [0, -1], "last_seen_s_N must be in"),
+        ("updates_N", [0, 2**32], "updates_N must be in"),
+    ],
+)
+def test_rows_that_cannot_be_inserted_change_nothing(
+    column: str, values: list[float], message: str, sight: Callable[..., MapResult]
+) -> None:
+    table = IdTable(TablePolicy(num_slots=4))
+    sight(table, [7], now_s=1)
+    columns = {"keys_N": [1, 2], "scores_N": [0.0, 0.0], "last_seen_s_N": [1, 1], "updates_N": [1, 1]}
+    with pytest.raises(ValueError, match=message):
+        table.insert_rows(**(columns | {column: values}))  # type: ignore[arg-type]
+    assert table.num_rows == 1

@@ -1,0 +1,97 @@
+"""AUC and GAUC against scikit-learn and a loop over users."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from trainer.metrics import QualityWindow, auc, gauc
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("num_scores", [3, 50, 10**6])
+def test_auc_equals_scikit_learn_with_ties(seed: int, num_scores: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, num_scores, 500) / num_scores
+    labels = rng.random(500) < 0.3
+    assert auc(scores, labels.astype(float)) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("num_scores", [4, 10**6])
+def test_gauc_equals_the_weighted_mean_over_users(num_scores: int) -> None:
+    rng = np.random.default_rng(7)
+    scores = rng.integers(0, num_scores, 2000) / num_scores
+    users = rng.zipf(1.5, 2000) % 97
+    labels = (rng.random(2000) < 0.3).astype(np.float32)
+    total, weight = 0.0, 0
+    for user in np.unique(users):
+        mine = users == user
+        if 0 < labels[mine].sum() < mine.sum():
+            total += mine.sum() * roc_auc_score(labels[mine], scores[mine])
+            weight += mine.sum()
+    assert gauc(scores, labels, users) == pytest.approx(total / weight, abs=1e-12)
+
+
+def test_quality_is_undefined_without_both_classes() -> None:
+    ones = np.ones(4)
+    assert auc(np.arange(4.0), ones) is None
+    assert auc(np.zeros(0), np.zeros(0)) is None
+    assert gauc(np.arange(4.0), np.array([0, 1, 0, 1.0]), np.arange(4)) is None
+    assert gauc(np.zeros(0), np.zeros(0), np.zeros(0, np.int64)) is None
+
+
+def make_window(window: int) -> QualityWindow:
+    return QualityWindow(domains=("a", "b"), tasks=["click", "like"], window=window)
+
+
+def test_window_keeps_the_newest_of_each_domain_and_only_known_labels() -> None:
+    rng = np.random.default_rng(3)
+    num, window = 700, 150
+    scores = rng.random((num, 2)).astype(np.float32)
+    labels = (rng.random((num, 2)) < 0.4).astype(np.float32)
+    known = rng.random((num, 2)) < 0.8
+    domain = (rng.random(num) < 0.2).astype(np.uint8)
+    users = rng.integers(0, 30, num)
+    quality = make_window(window)
+    start = 0
+    while start < num:
+        end = min(num, start + int(rng.integers(1, 400)))
+        quality.add(
+            scores[start:end],
+            labels_NT=labels[start:end],
+            known_NT=known[start:end],
+            domain_N=domain[start:end],
+            users_N=users[start:end],
+        )
+        start = end
+    aucs, gaucs = quality.qualities()
+    for index, name in enumerate(("a", "b")):
+        mine = np.flatnonzero(domain == index)[-window:]
+        for task, task_name in enumerate(("click", "like")):
+            rows = mine[known[mine, task]]
+            assert aucs[name][task_name] == pytest.approx(
+                roc_auc_score(labels[rows, task], scores[rows, task])
+            )
+            assert gaucs[name][task_name] == gauc(scores[rows, task], labels[rows, task], users[rows])
+
+
+def test_window_without_impressions_of_a_domain_says_nothing_about_it() -> None:
+    assert make_window(10).qualities() == ({}, {})
+
+
+def test_window_restores_what_it_saved_and_refuses_another_shape() -> None:
+    quality = make_window(10)
+    quality.add(
+        np.array([[0.1, 0.2], [0.3, 0.4]], np.float32),
+        labels_NT=np.array([[0, 1], [1, 0]], np.float32),
+        known_NT=np.ones((2, 2), np.bool_),
+        domain_N=np.zeros(2, np.uint8),
+        users_N=np.zeros(2, np.int64),
+    )
+    other = make_window(10)
+    other.restore({name: column.copy() for name, column in quality.columns().items()})
+    assert other.qualities() == quality.qualities()
+    assert other.qualities()[0]["a"]["click"] == 1.0
+    with pytest.raises(ValueError, match="metric window 'scores'"):
+        make_window(11).restore(quality.columns())

@@ -1,0 +1,176 @@
+"""The command line: `python -m trainer {run,train,produce,broker,config}`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import structlog
+from msgspec.structs import replace
+
+from param_server.client import ParamServerError
+from trainer.config import Config, load_config, preset, to_toml
+from trainer.errors import FreshetError
+from trainer.stream.broker import security_from_environment
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns: the exit code; an operator's error is one line on stderr and exit code 1."""
+    options = _parser().parse_args(arguments)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        command = options.command
+        code: int = command(options)
+        return code
+    except (FreshetError, ParamServerError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+
+    train = commands.add_parser("train", help="one trainer process (or each rank, under torchrun)")
+    train.add_argument("--config", type=Path, required=True)
+    train.add_argument("--run-dir", type=Path, required=True, help="checkpoints, status, traces")
+    train.set_defaults(command=_train)
+
+    produce = commands.add_parser("produce", help="put impressions into the topic")
+    produce.add_argument("--config", type=Path, required=True)
+    produce.add_argument("--run-dir", type=Path, required=True)
+    produce.add_argument("--impressions", type=_positive, help="stop after this many")
+    produce.add_argument(
+        "--data", type=Path, help="KuaiRand file or directory instead of the synthetic stream"
+    )
+    produce.add_argument("--embedded", action="store_true", help="keep within the embedded broker's memory")
+    produce.set_defaults(command=_produce)
+
+    broker = commands.add_parser("broker", help="an in-memory Kafka broker for trying things out")
+    broker.add_argument("--config", type=Path, required=True)
+    broker.add_argument("--ready-file", type=Path, required=True)
+    broker.set_defaults(command=_broker)
+
+    config = commands.add_parser("config", help="print a preset as TOML")
+    config.add_argument("--preset", default="quickstart")
+    config.set_defaults(command=_config)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = commands.add_parser("run", help="the whole path on one machine")
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--preset", help="default: quickstart, or kuairand with --data")
+    which.add_argument("--config", type=Path, help="a TOML file instead of a preset")
+    run.add_argument("--impressions", type=_positive, help="stop after this many (default: the preset's)")
+    run.add_argument("--seconds", type=_positive_seconds, help="stop producing after this long")
+    run.add_argument("--rate", type=_positive, help="impressions a second to produce")
+    run.add_argument("--data", type=Path, help="KuaiRand file or directory instead of the synthetic stream")
+    run.add_argument("--out", type=Path, default=Path("freshet-run"), help="run directory")
+    run.add_argument("--bootstrap-servers", help="a real Kafka instead of the embedded broker")
+    run.add_argument("--ranks", type=_positive, default=1, help="trainer processes (torchrun when above 1)")
+    run.add_argument("--seed", type=int)
+    run.add_argument("--resume", action="store_true", help="go on in an earlier run's directory")
+    run.add_argument("--live", action=argparse.BooleanOptionalAction, help="live terminal view")
+    run.set_defaults(command=_run)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text}")
+    return value
+
+
+def _positive_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, found {text}")
+    return value
+
+
+def _run(options: argparse.Namespace) -> int:
+    from trainer.run.run_all import RunOptions, run_all
+
+    return run_all(
+        _chosen_config(options),
+        RunOptions(
+            out_dir=options.out,
+            impressions=options.impressions,
+            seconds=options.seconds,
+            data=options.data,
+            bootstrap_servers=options.bootstrap_servers,
+            resume=options.resume,
+            live=options.live,
+            num_ranks=options.ranks,
+        ),
+    )
+
+
+def _chosen_config(options: argparse.Namespace) -> Config:
+    if options.config is not None:
+        config = load_config(options.config)
+    else:
+        config = preset(options.preset or ("kuairand" if options.data else "quickstart"))
+    if options.seed is not None:
+        config = replace(config, seed=options.seed)
+    if options.rate is not None:
+        config = replace(config, produce=replace(config.produce, impressions_per_s=options.rate))
+    return config
+
+
+def _train(options: argparse.Namespace) -> int:
+    from trainer.worker import run_worker
+
+    config = load_config(options.config)
+    run_worker(config, run_dir=options.run_dir, security=security_from_environment(os.environ))
+    return 0
+
+
+def _produce(options: argparse.Namespace) -> int:
+    from trainer.data import impression_source
+    from trainer.stream.producer import run_producer
+
+    config = load_config(options.config)
+    status_file = options.run_dir / "status" / "producer.json"
+    status_file.parent.mkdir(parents=True, exist_ok=True)
+    run_producer(
+        config,
+        source=impression_source(config, data=options.data),
+        status_file=status_file,
+        impressions=options.impressions or 0,
+        rate=config.produce.impressions_per_s,
+        embedded=options.embedded,
+        security=security_from_environment(os.environ),
+    )
+    return 0
+
+
+def _broker(options: argparse.Namespace) -> int:
+    from trainer.stream.embedded_broker import run_embedded_broker
+
+    kafka = load_config(options.config).kafka
+    run_embedded_broker(
+        topics={kafka.topic: kafka.num_partitions, kafka.dead_letter_topic: 1},
+        ready_file=options.ready_file,
+    )
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    sys.stdout.write(to_toml(preset(options.preset)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Which rows changed since serving last had them: taken for a version, cleared only by its ack.
+
+One ChangedRows a table and rank. It is columns over the local slots and one set of deleted keys, so
+its size is bounded however long the parameter server is away: a slot changes many times but is
+pending once, and only a key that serving holds can be pending as deleted.
+Shapes: C local slots, N rows of one version, M deletes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from param_server.client import NEVER_PUSHED_S, ChangedColumns, RulesConfig, decide, record_push
+
+BYTES_PER_SLOT = 6 * 4 + 2
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one version is to carry of one table."""
+
+    full: bool
+    slots_N: npt.NDArray[np.int64]
+    keys_N: npt.NDArray[np.int64]
+    updates_N: npt.NDArray[np.uint32]
+    """Updates of each row that this version brings; an ack takes away these and no later ones."""
+    deleted_keys_M: npt.NDArray[np.int64]
+    held_back: dict[str, int]
+    num_changed: int
+    """Rows with pending updates when they were taken, sent or held back."""
+
+
+class ChangedRows:
+    """Changed and deleted rows of one table on this rank, with take and ack."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._updates_C = np.zeros(num_slots, np.uint32)
+        """Updates that serving has not got; above 0 = pending."""
+        self._gathered_C = np.zeros(num_slots, np.uint32)
+        """Those of them that the rules count: gathering may begin anew, pending never ends."""
+        self._gather_start_s_C = np.zeros(num_slots, np.uint32)
+        self._window_start_s_C = np.zeros(num_slots, np.uint32)
+        self._last_pushed_s_C = np.zeros(num_slots, np.uint32)
+        self._pushes_C = np.zeros(num_slots, np.uint32)
+        self._serving_C = np.zeros(num_slots, np.bool_)
+        """Serving holds a row under the key that owns the slot."""
+        self._taken_C = np.zeros(num_slots, np.bool_)
+        """The outstanding version carries this slot's row, and the slot has the same owner still."""
+        self._deleted_keys: dict[int, None] = {}
+        self._deleted_since_take: dict[int, None] = {}
+        self._outstanding: Taken | None = None
+
+    @property
+    def num_pending(self) -> int:
+        return (
+            int(np.count_nonzero(self._updates_C)) + len(self._deleted_keys) + len(self._deleted_since_take)
+        )
+
+    def touch(self, slots_U: npt.NDArray[np.int64], *, now_s: int) -> None:
+        """Count one update of each slot. Args: slots_U: distinct local slots."""
+        fresh_V = slots_U[self._gathered_C[slots_U] == 0]
+        self._gather_start_s_C[fresh_V] = now_s
+        self._gathered_C[slots_U] += 1
+        self._updates_C[slots_U] += 1
+
+    def evict(self, keys_K: npt.NDArray[np.int64], slots_K: npt.NDArray[np.int64]) -> None:
+        """Forget the rows of evicted keys; those that serving holds are pending as deletes."""
+        # Serving holds a row, or will hold it once the version that is on its way has arrived.
+        held_K = self._serving_C[slots_K] | self._taken_C[slots_K]
+        deleted = self._deleted_keys if self._outstanding is None else self._deleted_since_take
+        deleted.update(dict.fromkeys(keys_K[held_K].tolist()))
+        for column_C in (
+            self._updates_C,
+            self._gathered_C,
+            self._gather_start_s_C,
+            self._window_start_s_C,
+            self._last_pushed_s_C,
+            self._pushes_C,
+            self._serving_C,
+            self._taken_C,
+        ):
+            column_C[slots_K] = 0
+
+    def take(
+        self,
+        keys_of: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
+        *,
+        rules: RulesConfig,
+        now_s: int,
+    ) -> Taken:
+        """The changed rows that the rules let through, and every delete; nothing is cleared.
+
+        Args: keys_of: the key that owns each slot. now_s: unix seconds of the publishing clock.
+        """
+        slots_V = np.flatnonzero(self._updates_C)
+        decision = decide(self._columns(slots_V), rules=rules, now_s=now_s)
+        self._gathered_C[slots_V[decision.restart_N]] = 0
+        self._gather_start_s_C[slots_V[decision.restart_N]] = now_s
+        slots_N = slots_V[decision.send_N]
+        keys_N = keys_of(slots_N)
+        deleted_keys_M = np.fromiter(self._deleted_keys, np.int64, len(self._deleted_keys))
+        return self._start(
+            Taken(
+                full=False,
+                slots_N=slots_N,
+                keys_N=keys_N,
+                updates_N=self._updates_C[slots_N],
+                # A key that left, came back and is sent now is simply replaced.
+                deleted_keys_M=np.setdiff1d(deleted_keys_M, keys_N),
+                held_back=decision.num_held_back(),
+                num_changed=len(slots_V),
+            )
+        )
+
+    def take_full(self, keys_N: npt.NDArray[np.int64], slots_N: npt.NDArray[np.int64]) -> Taken:
+        """Every live row; rules do not apply and deletes are implied."""
+        return self._start(
+            Taken(
+                full=True,
+                slots_N=slots_N,
+                keys_N=keys_N,
+                updates_N=self._updates_C[slots_N],
+                deleted_keys_M=np.zeros(0, np.int64),
+                held_back={},
+                num_changed=int(np.count_nonzero(self._updates_C)),
+            )
+        )
+
+    def _columns(self, slots_N: npt.NDArray[np.int64]) -> ChangedColumns:
+        return ChangedColumns(
+            updates_N=self._gathered_C[slots_N],
+            gather_start_s_N=self._gather_start_s_C[slots_N].astype(np.int64),
+            pushes_N=self._pushes_C[slots_N],
+            window_start_s_N=self._window_start_s_C[slots_N].astype(np.int64),
+            last_pushed_s_N=np.where(
+                self._serving_C[slots_N], self._last_pushed_s_C[slots_N].astype(np.int64), NEVER_PUSHED_S
+            ),
+        )
+
+    def _start(self, taken: Taken) -> Taken:
+        assert self._outstanding is None, "one version at a time is on its way"
+        self._outstanding = taken
+        self._taken_C[taken.slots_N] = True
+        return taken
+
+    def ack(self, *, rules: RulesConfig, now_s: int) -> None:
+        """The outstanding version is durable: its updates are no longer pending."""
+        taken = self._outstanding
+        assert taken is not None, "an ack needs a take before it"
+        self._outstanding = None
+        # A key deleted again after the take stays pending, even if this version carried a delete of it.
+        self._deleted_keys, self._deleted_since_take = self._deleted_since_take, {}
+        if taken.full:
+            self._serving_C[:] = False
+        # A slot that changed its owner meanwhile is not ours to clear: `evict` noted the delete.
+        mine_N = self._taken_C[taken.slots_N]
+        slots_N = taken.slots_N[mine_N]
+        self._taken_C[:] = False
+        self._pushes_C[slots_N], self._window_start_s_C[slots_N] = record_push(
+            self._columns(slots_N), rules=rules, now_s=now_s
+        )
+        self._updates_C[slots_N] -= taken.updates_N[mine_N]
+        self._gathered_C[slots_N] = self._updates_C[slots_N]
+        self._gather_start_s_C[slots_N] = now_s
+        self._serving_C[slots_N] = True
+        self._last_pushed_s_C[slots_N] = now_s
+
+    def abandon(self) -> None:
+        """The outstanding version did not become durable: everything stays pending."""
+        self._outstanding = None
+        self._taken_C[:] = False
+        self._deleted_keys.update(self._deleted_since_take)
+        self._deleted_since_take = {}

@@ -1,0 +1,103 @@
+"""What ranks tell each other: small numbers, bytes, and rows of int64, over gloo.
+
+Shapes: R ranks, N values. Every call is collective: all ranks make it, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+
+class Ranks:
+    """The process group of a run; one rank is the same code with nobody to talk to."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+
+    def sum(self, values_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return self._reduce(values_N, dist.ReduceOp.SUM)
+
+    def max(self, values_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return self._reduce(values_N, dist.ReduceOp.MAX)
+
+    def _reduce(self, values_N: npt.NDArray[np.int64], op: dist.ReduceOp.RedOpType) -> npt.NDArray[np.int64]:
+        tensor_N = torch.from_numpy(np.array(values_N, np.int64))
+        if self.world_size > 1:
+            dist.all_reduce(tensor_N, op=op)
+        return tensor_N.numpy()
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """Everybody's bytes, by rank. (all_gather_object would pickle.)"""
+        if self.world_size == 1:
+            return [data]
+        lengths_R = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(lengths_R, torch.tensor([len(data)], dtype=torch.int64))
+        longest = max(int(length) for length in lengths_R)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)]
+        parts_R = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
+        dist.all_gather(parts_R, padded)
+        return [
+            part[: int(length)].numpy().tobytes() for part, length in zip(parts_R, lengths_R, strict=True)
+        ]
+
+    def exchange_counts(self, counts_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Tell rank r counts_R[r]; learn what each rank tells this one."""
+        if self.world_size == 1:
+            return counts_R
+        received_R = torch.zeros(self.world_size, dtype=torch.int64)
+        dist.all_to_all_single(received_R, torch.from_numpy(counts_R))
+        return received_R.numpy()
+
+    def exchange(
+        self,
+        values_N: npt.NDArray[np.int64],
+        *,
+        send_R: npt.NDArray[np.int64],
+        receive_R: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.int64]:
+        """Send the first send_R[0] values to rank 0, the next to rank 1, ...; receive in rank order."""
+        if self.world_size == 1:
+            return values_N
+        received = torch.empty(int(receive_R.sum()), dtype=torch.int64)
+        dist.all_to_all_single(
+            received, torch.from_numpy(np.ascontiguousarray(values_N)), receive_R.tolist(), send_R.tolist()
+        )
+        return received.numpy()
+
+    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Add up the dense gradients of all ranks in one message."""
+        if self.world_size == 1:
+            return
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        dist.all_reduce(flat)
+        start = 0
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = flat[start : start + grad.numel()].view_as(grad)
+            start += grad.numel()
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def start_ranks() -> Ranks:
+    """Join the process group that torchrun describes, or make a group of one.
+
+    A plain start needs no address: its one-rank store lives in this process.
+    """
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo", timeout=timedelta(minutes=10))
+    else:
+        os.environ.setdefault("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    return Ranks()

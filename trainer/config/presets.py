@@ -1,0 +1,115 @@
+"""Whole configurations by name: quickstart and its relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from param_server.client import RulesConfig
+from trainer.config.config import (
+    Config,
+    PublishConfig,
+    TableConfig,
+    TrainConfig,
+)
+from trainer.config.schema import FeatureConfig, SchemaConfig, TaskConfig
+from trainer.errors import ConfigError
+
+DAY_S = 86_400
+
+SYNTHETIC_TASKS = ("like", "follow", "forward", "hate", "click", "effective_view")
+KUAIRAND_TASKS = ("click", "like", "follow", "forward", "comment", "hate", "long_view")
+
+
+def quickstart() -> Config:
+    """The synthetic stream of PEPNet's Table 1 at a laptop's scale: three domains, six tasks."""
+    dim = 16
+    features = (
+        FeatureConfig(name="domain", class_id=1, dim=dim, role="domain", protected=True),
+        FeatureConfig(name="user_id", class_id=2, dim=dim, role="user", protected=True),
+        FeatureConfig(name="user_group", class_id=3, dim=dim, role="user", protected=True),
+        FeatureConfig(name="item_id", class_id=4, dim=dim, role="item", ttl_s=4 * DAY_S),
+        FeatureConfig(name="category", class_id=5, dim=dim, role="item"),
+        FeatureConfig(name="tags", class_id=6, dim=dim, kind="multi", role="item", ids_max=8),
+        FeatureConfig(name="author_id", class_id=7, dim=dim, role="author"),
+        FeatureConfig(name="hour", class_id=8, dim=dim, role="other"),
+        FeatureConfig(
+            name="item_age_h",
+            class_id=9,
+            dim=dim,
+            kind="dense",
+            role="item",
+            bucket_edges=(1.0, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0),
+        ),
+        FeatureConfig(
+            name="domain_click_rate",
+            class_id=10,
+            dim=dim,
+            kind="dense",
+            role="domain",
+            bucket_edges=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+        ),
+    )
+    return Config(
+        preset="quickstart",
+        schema=SchemaConfig(
+            features=features,
+            domains=("discovery", "featured_video", "slide"),
+            tasks=tuple(TaskConfig(name=name) for name in SYNTHETIC_TASKS),
+            positive_task="click",
+        ),
+        tables=(TableConfig(dim=dim, bytes_limit=4 << 20),),
+        train=TrainConfig(batch_size=256),
+        publish=PublishConfig(rules=RulesConfig(update_limit=20, update_limit_window_s=20)),
+    )
+
+
+def kuairand() -> Config:
+    """Published KuaiRand files and the trimmed trace: tabs as domains, behaviour columns as tasks."""
+    dim = 16
+    features = (
+        FeatureConfig(name="domain", class_id=1, dim=dim, role="domain", protected=True),
+        FeatureConfig(name="user_id", class_id=2, dim=dim, role="user", protected=True),
+        FeatureConfig(name="user_active_degree", class_id=3, dim=dim, role="user"),
+        FeatureConfig(name="item_id", class_id=4, dim=dim, role="item", ttl_s=7 * DAY_S),
+        FeatureConfig(name="author_id", class_id=5, dim=dim, role="author"),
+        FeatureConfig(name="tags", class_id=6, dim=dim, kind="multi", role="item", ids_max=16),
+        FeatureConfig(name="hour", class_id=7, dim=dim, role="other"),
+        FeatureConfig(
+            name="duration_s",
+            class_id=8,
+            dim=dim,
+            kind="dense",
+            role="item",
+            bucket_edges=(7.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0, 240.0),
+        ),
+        FeatureConfig(
+            name="register_days",
+            class_id=9,
+            dim=dim,
+            kind="dense",
+            role="user",
+            bucket_edges=(30.0, 90.0, 180.0, 365.0, 730.0, 1460.0),
+        ),
+    )
+    return Config(
+        preset="kuairand",
+        schema=SchemaConfig(
+            features=features,
+            domains=("main", *(f"tab_{tab}" for tab in range(15))),
+            tasks=tuple(TaskConfig(name=name) for name in KUAIRAND_TASKS),
+            positive_task="click",
+        ),
+        tables=(TableConfig(dim=dim, bytes_limit=1 << 20),),
+        train=TrainConfig(batch_size=256),
+        publish=PublishConfig(rules=RulesConfig(update_limit=20, update_limit_window_s=20)),
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {"quickstart": quickstart, "kuairand": kuairand}
+
+
+def preset(name: str) -> Config:
+    """Raises: ConfigError naming the presets there are."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset '{name}'; there are: {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]()

@@ -1,0 +1,127 @@
+"""What an impression consists of: features, domains and tasks.
+
+The schema is the contract between the producers, the stream decoder, the model and serving; its
+hash travels with every version, so that a replica never reads rows under another meaning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+from feature_eviction.policy import CLASS_ID_MAX, AdmissionConfig
+
+FeatureKind = Literal["single", "multi", "dense"]
+FeatureRole = Literal["user", "item", "author", "domain", "other"]
+
+USER_ID_SOURCE = "user_id"
+"""The feature that reads the record's own user id column."""
+DOMAIN_SOURCE = "domain"
+"""The feature that reads the record's own domain column (its index in `domains`)."""
+
+
+class FeatureConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One input of the model; each becomes one embedding of `dim` values an impression.
+
+    single: exactly one id; multi: 0..n ids, averaged; dense: a number, bucketised by `bucket_edges`
+    and embedded. Features with the same `class_id` share their rows.
+    """
+
+    name: str
+    class_id: int
+    dim: int
+    kind: FeatureKind = "single"
+    role: FeatureRole = "other"
+    bucket_edges: tuple[float, ...] = ()
+    """Ascending; value v falls into bucket = number of edges <= v; NaN into one bucket more."""
+    ids_max: int = 64
+    """The longest id list a `multi` feature may bring; a longer one makes the impression bad."""
+    admission: AdmissionConfig = AdmissionConfig()
+    ttl_s: int | None = None
+    protected: bool = False
+
+    def __post_init__(self) -> None:
+        where = f"feature '{self.name}'"
+        if not 0 <= self.class_id <= CLASS_ID_MAX:
+            raise ValueError(f"{where}: class_id must be in 0..{CLASS_ID_MAX}, found {self.class_id}")
+        if self.dim < 4 or self.dim % 4:
+            raise ValueError(f"{where}: dim must be a positive multiple of 4, found {self.dim}")
+        if (self.kind == "dense") != bool(self.bucket_edges):
+            raise ValueError(f"{where}: bucket_edges belong to kind 'dense' and only there")
+        if list(self.bucket_edges) != sorted(set(self.bucket_edges)):
+            raise ValueError(f"{where}: bucket_edges must ascend, found {list(self.bucket_edges)}")
+        if not 1 <= self.ids_max <= 65535:
+            raise ValueError(f"{where}: ids_max must be in 1..65535, found {self.ids_max}")
+
+    @property
+    def table(self) -> str:
+        """The name of the table that holds this feature's rows: one table a dim."""
+        return table_name(self.dim)
+
+
+class TaskConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One binary label to predict."""
+
+    name: str
+    loss_weight: float = 1.0
+
+
+class SchemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Features, domains and tasks, in the order in which the model sees them."""
+
+    features: tuple[FeatureConfig, ...]
+    domains: tuple[str, ...]
+    tasks: tuple[TaskConfig, ...]
+    positive_task: str
+    """The label that makes a sample positive in the id table's score."""
+
+    def __post_init__(self) -> None:
+        for what, names in (
+            ("feature", [feature.name for feature in self.features]),
+            ("domain", list(self.domains)),
+            ("task", [task.name for task in self.tasks]),
+        ):
+            if not names:
+                raise ValueError(f"schema: at least one {what} is needed")
+            doubled = sorted({name for name in names if names.count(name) > 1})
+            if doubled:
+                raise ValueError(f"schema: {what} names must be unique, found twice: {', '.join(doubled)}")
+        if len(self.domains) > 255:
+            raise ValueError(f"schema: at most 255 domains, found {len(self.domains)}")
+        if self.positive_task not in self.task_names:
+            raise ValueError(f"schema: positive_task '{self.positive_task}' is not one of {self.task_names}")
+        for name in (USER_ID_SOURCE, DOMAIN_SOURCE):
+            feature = next((f for f in self.features if f.name == name), None)
+            if feature is not None and feature.kind != "single":
+                raise ValueError(f"schema: feature '{name}' reads a built-in column and must be 'single'")
+        self._check_shared_classes()
+
+    def _check_shared_classes(self) -> None:
+        owner: dict[int, FeatureConfig] = {}
+        for feature in self.features:
+            first = owner.setdefault(feature.class_id, feature)
+            same = (feature.dim, feature.ttl_s, feature.protected, feature.admission)
+            if same != (first.dim, first.ttl_s, first.protected, first.admission):
+                raise ValueError(
+                    f"schema: features '{first.name}' and '{feature.name}' share class_id {feature.class_id}; "
+                    "their dim, ttl_s, protected and admission must be equal"
+                )
+
+    @property
+    def task_names(self) -> list[str]:
+        return [task.name for task in self.tasks]
+
+    @property
+    def dims(self) -> list[int]:
+        """The distinct embedding dims, ascending: one table each."""
+        return sorted({feature.dim for feature in self.features})
+
+    def hash(self) -> str:
+        """A short digest of everything that gives ids, rows and outputs their meaning."""
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:16]
+
+
+def table_name(dim: int) -> str:
+    return f"dim{dim}"

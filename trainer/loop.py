@@ -1,0 +1,308 @@
+"""The training loop of one rank: fetch, agree, train, judge, publish, checkpoint, stop.
+
+Ranks decide everything together: before each step they exchange one small vector, so that stopping,
+checkpointing and the phases of publishing happen at the same step everywhere. The loop reads the
+clocks; everything below it takes the time as an argument.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from trainer.checkpoint import Checkpoints, Progress
+from trainer.collectives import Ranks
+from trainer.config import Config
+from trainer.metrics import QualityWindow
+from trainer.publisher import Phase, Publisher
+from trainer.recommender import Recommender
+from trainer.run.status import write_status
+from trainer.status_report import StatusReporter, sum_by_key
+from trainer.stream.columns import Impressions
+from trainer.stream.slicing import concat_impressions, empty_impressions, slice_impressions
+from trainer.stream.source import KafkaSource
+from trainer.verification import VERIFY_IMPRESSIONS, write_verification
+
+log = structlog.get_logger()
+
+STATUS_INTERVAL_S = 0.5
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class LoopPaths:
+    """Files through which a run talks with the trainer."""
+
+    status: Path
+    drain: Path
+    """When this file appears, the trainer trains what the topic holds and ends."""
+    verification: Path
+
+
+@dataclass(slots=True)
+class StopSwitch:
+    """Set by signal handlers; read once a step."""
+
+    requested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What the ranks agreed on before a step."""
+
+    num_impressions: int
+    event_time_s: int
+    stop: bool
+    drained: bool
+    publish: bool
+    checkpoint: bool
+    publish_done: bool
+    publish_failed: bool
+
+
+@dataclass(slots=True)
+class Timers:
+    """When things were last done, on the monotonic clock; only rank 0's are asked."""
+
+    publish_s: float = field(default_factory=time.monotonic)
+    checkpoint_s: float = field(default_factory=time.monotonic)
+    status_s: float = 0.0
+
+    def due(self, last_s: float, interval_s: float) -> bool:
+        return time.monotonic() - last_s >= interval_s
+
+
+class TrainingLoop:
+    """Owns the order of things; each part it drives owns its own state."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        recommender: Recommender,
+        source: KafkaSource,
+        publisher: Publisher | None,
+        checkpoints: Checkpoints,
+        window: QualityWindow,
+        progress: Progress,
+        ranks: Ranks,
+        paths: LoopPaths,
+        stop: StopSwitch,
+    ) -> None:
+        self._config = config
+        self._recommender = recommender
+        self._source = source
+        self._publisher = publisher
+        self._checkpoints = checkpoints
+        self._window = window
+        self._progress = progress
+        self._ranks = ranks
+        self._paths = paths
+        self._stop = stop
+        self._timers = Timers()
+        self._reporter = StatusReporter(config, ranks=ranks)
+        self._recent: deque[Impressions] = deque()
+        self._end_offsets: dict[int, int] | None = None
+
+    def run(self) -> None:
+        """Train until the stream is drained or a stop is asked for; then publish, save and report."""
+        if self._publisher is not None:
+            self._start_publish(full=True)
+        self._report(state="training")
+        wait_ms = self._config.train.batch_wait_ms
+        wait_s = wait_ms / 1000 if wait_ms else None
+        while True:
+            batch = self._source.poll_batch(self._recommender.batch_rows, timeout_s=wait_s)
+            impressions = batch.impressions
+            self._progress.dead_letters = sum_by_key([self._progress.dead_letters, batch.dead_letters])
+            agreed = self._agree(impressions)
+            if agreed.num_impressions:
+                self._train(impressions, agreed)
+            self._housekeeping(agreed)
+            if agreed.stop or (agreed.drained and not agreed.num_impressions):
+                break
+        self._finish(drained=agreed.drained)
+
+    def _agree(self, impressions: Impressions) -> Agreement:
+        """Exchange what each rank has, wants and has finished. Collective."""
+        publisher = self._publisher
+        newest_ms = int(impressions.event_time_ms_N.max()) if len(impressions) else 0
+        first = self._ranks.rank == 0
+        publish_due = (
+            first
+            and publisher is not None
+            and publisher.phase is Phase.IDLE
+            and self._timers.due(self._timers.publish_s, self._config.publish.interval_ms / 1000)
+        )
+        checkpoint_due = first and self._timers.due(
+            self._timers.checkpoint_s, self._config.checkpoint.interval_s
+        )
+        # One message: sums in front, and "all ranks" is "no rank is not".
+        sums = self._ranks.sum(
+            np.array(
+                [
+                    len(impressions),
+                    self._stop.requested,
+                    not self._is_drained(),
+                    publish_due,
+                    checkpoint_due,
+                    publisher is not None and not publisher.job_done,
+                    publisher is not None and publisher.job_failed,
+                ],
+                np.int64,
+            )
+        )
+        newest = self._ranks.max(np.array([newest_ms // 1000, self._progress.event_time_s], np.int64))
+        return Agreement(
+            num_impressions=int(sums[0]),
+            event_time_s=int(newest.max()),
+            stop=sums[1] > 0,
+            drained=sums[2] == 0,
+            publish=sums[3] > 0,
+            checkpoint=sums[4] > 0,
+            publish_done=sums[5] == 0,
+            publish_failed=sums[6] > 0,
+        )
+
+    def _is_drained(self) -> bool:
+        """A drain was asked for, and this rank has handed out all that its partitions held then."""
+        if self._end_offsets is None:
+            if not self._paths.drain.exists():
+                return False
+            self._end_offsets = self._source.end_offsets()
+        return self._source.drained(self._end_offsets)
+
+    def _train(self, impressions: Impressions, agreed: Agreement) -> None:
+        progress = self._progress
+        progress.event_time_s = agreed.event_time_s
+        started_s = time.monotonic()
+        scores_NT = self._recommender.train(impressions, now_s=agreed.event_time_s)
+        self._window.add(
+            scores_NT,
+            labels_NT=impressions.labels_NT,
+            known_NT=impressions.known_NT,
+            domain_N=impressions.domain_N,
+            users_N=impressions.user_ids_N,
+        )
+        progress.step += 1
+        progress.impressions_trained += agreed.num_impressions
+        self._reporter.count_step(agreed.num_impressions, ended_s=time.monotonic(), started_s=started_s)
+        if self._publisher is not None:
+            self._publisher.produced.add(impressions.produced_ms_N)
+        self._remember(impressions)
+
+    def _remember(self, impressions: Impressions) -> None:
+        """Keep the newest impressions for the verification at the end."""
+        if len(impressions):
+            self._recent.append(impressions)
+        while sum(len(part) for part in self._recent) - len(self._recent[0]) >= VERIFY_IMPRESSIONS:
+            self._recent.popleft()
+
+    def _housekeeping(self, agreed: Agreement) -> None:
+        """What is due between two steps; every rank comes here with the same agreement."""
+        publisher = self._publisher
+        if publisher is not None:
+            publisher.advance(all_done=agreed.publish_done, any_failed=agreed.publish_failed, now_ms=now_ms())
+            if agreed.publish and publisher.phase is Phase.IDLE:
+                self._start_publish(full=False)
+        if agreed.checkpoint:
+            self._save_checkpoint()
+        if self._timers.due(self._timers.status_s, STATUS_INTERVAL_S) or self._ranks.world_size > 1:
+            self._report(state="draining" if self._end_offsets is not None else "training")
+
+    def _start_publish(self, *, full: bool) -> None:
+        assert self._publisher is not None
+        self._timers.publish_s = time.monotonic()
+        self._publisher.begin(
+            full=full,
+            now_ms=now_ms(),
+            watermark_ms=self._progress.event_time_s * 1000,
+            positions=list(self._source.positions()),
+        )
+
+    def _save_checkpoint(self) -> None:
+        self._timers.checkpoint_s = time.monotonic()
+        self._checkpoints.save(
+            self._recommender,
+            window=self._window,
+            progress=self._progress,
+            positions=list(self._source.positions()),
+        )
+        # Only now may a reader of the group's offsets believe that these impressions are safe.
+        self._source.commit(self._source.positions())
+
+    def _finish(self, *, drained: bool) -> None:
+        """End with everything published and saved. Collective.
+
+        1. The version on its way comes to its end.
+        2. A last full version: whatever the rules held back reaches serving.
+        3. A checkpoint, so that a later start goes on from here.
+        4. After a drain: predictions for the newest impressions, for replicas to be held against.
+        """
+        self._report(state="draining", force=True)
+        publisher = self._publisher
+        if publisher is not None:
+            publisher.finish(self._publish_flags, now_ms=now_ms)
+            self._start_publish(full=True)
+            publisher.finish(self._publish_flags, now_ms=now_ms)
+        self._save_checkpoint()
+        if drained and publisher is not None:
+            write_verification(
+                self._recommender,
+                recent=self._verification_impressions(),
+                schema=self._config.schema,
+                version=publisher.totals.head,
+                path=self._paths.verification if self._ranks.rank == 0 else None,
+            )
+        self._report(state="stopped", force=True)
+        log.info(
+            "stopped",
+            step=self._progress.step,
+            impressions_trained=self._progress.impressions_trained,
+            drained=drained,
+            go_on="start again with --resume" if not drained else "the stream was trained to its end",
+        )
+
+    def _verification_impressions(self) -> list[Impressions]:
+        """The newest impressions in pieces of a batch; the same number of pieces on every rank."""
+        rows = self._recommender.batch_rows
+        joined = concat_impressions(list(self._recent)) if self._recent else None
+        num_pieces = -(-VERIFY_IMPRESSIONS // rows)
+        empty = empty_impressions(self._config.schema)
+        pieces = []
+        for index in range(num_pieces):
+            piece = (
+                slice_impressions(joined, index * rows, (index + 1) * rows) if joined is not None else empty
+            )
+            pieces.append(piece)
+        return pieces
+
+    def _publish_flags(self) -> tuple[bool, bool]:
+        assert self._publisher is not None
+        sums = self._ranks.sum(np.array([not self._publisher.job_done, self._publisher.job_failed], np.int64))
+        return sums[0] == 0, sums[1] > 0
+
+    def _report(self, *, state: str, force: bool = False) -> None:
+        """Write rank 0's status file. Collective when it is due, since tables are summed over ranks."""
+        due = np.array([force or self._timers.due(self._timers.status_s, STATUS_INTERVAL_S)], np.int64)
+        if not (self._ranks.max(due)[0] if self._ranks.world_size > 1 else due[0]):
+            return
+        self._timers.status_s = time.monotonic()
+        status = self._reporter.report(
+            state,
+            recommender=self._recommender,
+            source=self._source,
+            publisher=self._publisher,
+            progress=self._progress,
+            window=self._window,
+        )
+        if self._ranks.rank == 0:
+            write_status(self._paths.status, status)

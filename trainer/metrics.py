@@ -1,0 +1,134 @@
+"""Predict-then-train quality: AUC and GAUC by domain and task over a sliding window.
+
+Shapes: N impressions, T tasks, W window. Every impression is judged by the prediction that was made
+before it was trained (Monolith's protocol, arXiv 2209.07663).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.run.status import Quality
+
+
+def auc(scores_N: npt.NDArray[np.floating], labels_N: npt.NDArray[np.number]) -> float | None:
+    """Area under the ROC curve; tied scores count half.
+
+    Args: labels_N: 0 or 1, any dtype.
+    Returns: None where it is not defined (no positives or no negatives).
+    """
+    positive_N = labels_N > 0.5
+    num_positive = int(positive_N.sum())
+    num_negative = len(labels_N) - num_positive
+    if num_positive == 0 or num_negative == 0:
+        return None
+    _, inverse_N, counts_U = np.unique(scores_N, return_inverse=True, return_counts=True)
+    mean_rank_U = np.cumsum(counts_U) - (counts_U - 1) / 2.0
+    rank_sum = float(mean_rank_U[inverse_N[positive_N]].sum())
+    return (rank_sum - num_positive * (num_positive + 1) / 2.0) / (num_positive * num_negative)
+
+
+def gauc(
+    scores_N: npt.NDArray[np.floating],
+    labels_N: npt.NDArray[np.number],
+    users_N: npt.NDArray[np.integer],
+) -> float | None:
+    """AUC per user, averaged with the users' impressions as weights; users with one class are skipped.
+
+    Returns: None where no user has both classes.
+    """
+    if len(scores_N) == 0:
+        return None
+    order_N = np.lexsort((scores_N, users_N))
+    scores_N, users_N, positive_N = scores_N[order_N], users_N[order_N], labels_N[order_N] > 0.5
+    new_user_N = np.r_[True, users_N[1:] != users_N[:-1]]
+    user_N = np.cumsum(new_user_N) - 1
+    user_start_U = np.flatnonzero(new_user_N)
+    # Ties inside a user share the mean of their ranks, counted from 1 within the user.
+    new_tie_N = new_user_N | np.r_[True, scores_N[1:] != scores_N[:-1]]
+    tie_start_G = np.flatnonzero(new_tie_N)
+    tie_size_G = np.diff(np.r_[tie_start_G, len(scores_N)])
+    mean_position_G = tie_start_G + (tie_size_G + 1) / 2.0
+    rank_N = mean_position_G[np.cumsum(new_tie_N) - 1] - user_start_U[user_N]
+
+    shown_U = np.bincount(user_N).astype(np.float64)
+    positive_U = np.bincount(user_N, weights=positive_N)
+    negative_U = shown_U - positive_U
+    rank_sum_U = np.bincount(user_N, weights=rank_N * positive_N)
+    both_U = (positive_U > 0) & (negative_U > 0)
+    if not both_U.any():
+        return None
+    auc_U = (rank_sum_U[both_U] - positive_U[both_U] * (positive_U[both_U] + 1) / 2.0) / (
+        positive_U[both_U] * negative_U[both_U]
+    )
+    return float(np.average(auc_U, weights=shown_U[both_U]))
+
+
+class QualityWindow:
+    """The newest predictions of each domain: a ring of `window` impressions a domain."""
+
+    def __init__(self, *, domains: tuple[str, ...], tasks: list[str], window: int) -> None:
+        self._domains, self._tasks, self._window = domains, tasks, window
+        num_domains, num_tasks = len(domains), len(tasks)
+        self._scores_DWT = np.zeros((num_domains, window, num_tasks), np.float32)
+        self._labels_DWT = np.zeros((num_domains, window, num_tasks), np.uint8)
+        self._known_DWT = np.zeros((num_domains, window, num_tasks), np.bool_)
+        self._users_DW = np.zeros((num_domains, window), np.int64)
+        self._num_seen_D = np.zeros(num_domains, np.int64)
+
+    def add(
+        self,
+        scores_NT: npt.NDArray[np.floating],
+        *,
+        labels_NT: npt.NDArray[np.floating],
+        known_NT: npt.NDArray[np.bool_],
+        domain_N: npt.NDArray[np.integer],
+        users_N: npt.NDArray[np.int64],
+    ) -> None:
+        """Take in predictions in stream order; beyond the window the oldest are forgotten."""
+        for domain in np.unique(domain_N):
+            row_M = np.flatnonzero(domain_N == domain)
+            first = int(self._num_seen_D[domain]) + max(0, len(row_M) - self._window)
+            self._num_seen_D[domain] += len(row_M)
+            row_M = row_M[-self._window :]
+            place_M = (first + np.arange(len(row_M))) % self._window
+            self._scores_DWT[domain, place_M] = scores_NT[row_M]
+            self._labels_DWT[domain, place_M] = labels_NT[row_M] > 0.5
+            self._known_DWT[domain, place_M] = known_NT[row_M]
+            self._users_DW[domain, place_M] = users_N[row_M]
+
+    def columns(self) -> dict[str, npt.NDArray[np.generic]]:
+        """The window's content, for checkpoints and for merging over ranks."""
+        return {
+            "scores": self._scores_DWT,
+            "labels": self._labels_DWT,
+            "known": self._known_DWT,
+            "users": self._users_DW,
+            "num_seen": self._num_seen_D,
+        }
+
+    def restore(self, columns: dict[str, npt.NDArray[np.generic]]) -> None:
+        """Raises: ValueError if the columns are of another window."""
+        for name, mine in self.columns().items():
+            if name not in columns or columns[name].shape != mine.shape:
+                found = columns[name].shape if name in columns else "nothing"
+                raise ValueError(f"metric window '{name}': expected shape {mine.shape}, found {found}")
+            np.copyto(mine, columns[name])
+
+    def qualities(self) -> tuple[Quality, Quality]:
+        """(AUC, GAUC) by domain and task; domains without impressions are left out."""
+        aucs: Quality = {}
+        gaucs: Quality = {}
+        for index, domain in enumerate(self._domains):
+            num = int(min(self._num_seen_D[index], self._window))
+            if num == 0:
+                continue
+            aucs[domain], gaucs[domain] = {}, {}
+            for task_index, task in enumerate(self._tasks):
+                known_M = self._known_DWT[index, :num, task_index]
+                scores_M = self._scores_DWT[index, :num, task_index][known_M]
+                labels_M = self._labels_DWT[index, :num, task_index][known_M]
+                aucs[domain][task] = auc(scores_M, labels_M)
+                gaucs[domain][task] = gauc(scores_M, labels_M, self._users_DW[index, :num][known_M])
+        return aucs, gaucs

@@ -1,0 +1,56 @@
+"""EPNet: a domain's view of the shared embedding (PEPNet, equations 5-6). Plugs onto any embedding.
+
+Shapes: B batch, E embedding, D domain prior, F fields.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainer.model.gate_nu import GateNU
+
+
+class EPNet(nn.Module):
+    """O_ep = GateNU(E(F_d) + stop_gradient(E)) * E, where + concatenates.
+
+    Args:
+        domain_width: columns of the domain prior E(F_d).
+        field_dims: width of each feature's embedding in E.
+        sees_embedding: False drops E from the gate's input, as the paper's early version did.
+        by_field: one gate value a field instead of one an element.
+    Source: arXiv 2302.01115, equations 5 and 6.
+    """
+
+    def __init__(
+        self,
+        *,
+        domain_width: int,
+        field_dims: tuple[int, ...],
+        gate_hidden: int,
+        gamma: float = 2.0,
+        sees_embedding: bool = True,
+        by_field: bool = False,
+    ) -> None:
+        super().__init__()
+        width = sum(field_dims)
+        self.sees_embedding = sees_embedding
+        self.by_field = by_field
+        self.gate = GateNU(
+            width_in=domain_width + (width if sees_embedding else 0),
+            width_hidden=gate_hidden,
+            width_out=len(field_dims) if by_field else width,
+            gamma=gamma,
+        )
+        field_of_column_E = [field for field, dim in enumerate(field_dims) for _ in range(dim)]
+        self.field_of_column_E: Tensor
+        self.register_buffer("field_of_column_E", torch.tensor(field_of_column_E), persistent=False)
+
+    def forward(self, domain_BD: Tensor, embedding_BE: Tensor) -> Tensor:
+        """Returns: float [B, E], the embedding as this domain sees it."""
+        gate_input = [domain_BD, embedding_BE.detach()] if self.sees_embedding else [domain_BD]
+        delta = self.gate(torch.cat(gate_input, dim=1))
+        if self.by_field:
+            delta = delta.index_select(1, self.field_of_column_E)
+        domain_view_BE: Tensor = delta * embedding_BE
+        return domain_view_BE

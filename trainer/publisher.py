@@ -1,0 +1,355 @@
+"""Makes versions of what training changed: take, rules, append, ack.
+
+A version goes through four phases, which all ranks pass at the same steps of training:
+
+  1. take    every rank takes its changed rows by the rules and copies them; training goes on
+  2. append  every rank's sender thread encodes and publishes its part; the server makes it durable
+  3. commit  when all parts are there, rank 0 commits the manifest: now the version exists
+  4. ack     every rank clears what the version carried, and only that
+
+A crash between any two phases repeats work and loses none: nothing is cleared before the ack. After a
+failure the next version is a full one, which is right whatever the server has or has not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from param_server.client import (
+    BlobKind,
+    BlobRef,
+    Manifest,
+    ManifestPosition,
+    ParamServerClient,
+    ParamServerError,
+    Version,
+    blob_ref,
+    content_name,
+    encode_tensors,
+)
+from trainer.collectives import Ranks
+from trainer.config import Config
+from trainer.program import dense_weights, export_program
+from trainer.recommender import Recommender
+from trainer.run.status import VersionTrace
+from trainer.serving_signature import signature_of
+from trainer.stream.columns import Position
+from trainer.version_parts import PartReport, ProducedTimes, copy_rows, encode_rows
+
+log = structlog.get_logger()
+
+
+class Phase(Enum):
+    IDLE = "idle"
+    SENDING = "sending"
+    COMMITTING = "committing"
+
+
+@dataclass(slots=True)
+class PublishTotals:
+    """Over the run so far; only rank 0's are complete."""
+
+    full: int = 0
+    delta: int = 0
+    rows_changed: int = 0
+    rows_pushed: int = 0
+    bytes_pushed: int = 0
+    failed: int = 0
+    head: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _OnItsWay:
+    """The version between take and ack."""
+
+    version: Version
+    full: bool
+    taken_ms: int
+    watermark_ms: int
+    positions: list[Position]
+    produced_ms: list[tuple[int, int]]
+
+
+class Publisher:
+    """One a rank; its calls are collective and are made at the same step by all ranks."""
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        *,
+        client: ParamServerClient,
+        config: Config,
+        ranks: Ranks,
+        trace_path: Path,
+    ) -> None:
+        self._recommender = recommender
+        self._client = client
+        self._config = config
+        self._ranks = ranks
+        self._trace_path = trace_path
+        self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
+        self._job: Future[list[BlobRef]] | None = None
+        self._on_its_way: _OnItsWay | None = None
+        self._shared: list[tuple[BlobRef, bytes]] = []
+        self._shared_sent = False
+        self._head: Version | None = None
+        self._needs_full = True
+        self._num_since_full = 0
+        self._manifest: Manifest | None = None
+        self._trace: VersionTrace | None = None
+        self.generation = 0
+        self.phase = Phase.IDLE
+        self.produced = ProducedTimes()
+        self.totals = PublishTotals()
+        self.held_back: dict[str, int] = {}
+
+    def open(self, *, at_least: int) -> int:
+        """Fence older writers and get the generation to write with. Collective.
+
+        Returns: the generation, the same on every rank.
+        Raises: ParamServerError if the shard does not answer.
+        """
+        answer = b""
+        if self._ranks.rank == 0:
+            self.generation, self._head = self._client.open_generation(at_least)
+            answer = msgspec.json.encode(self.generation)
+            self._shared = self._program_and_signature()
+        self.generation = msgspec.json.decode(self._ranks.gather_bytes(answer)[0], type=int)
+        return self.generation
+
+    def _program_and_signature(self) -> list[tuple[BlobRef, bytes]]:
+        """What every version names and only the first one of a generation sends."""
+        program = export_program(self._recommender.dense, embedding_width=self._recommender.layout.width)
+        signature = signature_of(self._config.schema, self._recommender.layout)
+        return [
+            (blob_ref("program", content_name("program", program), program), program),
+            (blob_ref("signature", content_name("signature", signature), signature), signature),
+        ]
+
+    @property
+    def job_done(self) -> bool:
+        """This rank has nothing left to do in the current phase."""
+        return self._job is None or self._job.done()
+
+    @property
+    def job_failed(self) -> bool:
+        return self._job is not None and self._job.done() and self._job.exception() is not None
+
+    def begin(self, *, full: bool, now_ms: int, watermark_ms: int, positions: list[Position]) -> None:
+        """Phase 1 and the start of phase 2."""
+        assert self.phase is Phase.IDLE
+        full = full or self._needs_full or self._num_since_full >= self._config.publish.full_every
+        now_s = now_ms // 1000
+        rules = self._config.publish.rules
+        parts = []
+        for shard in self._recommender.shards.values():
+            if full:
+                rows = shard.ids.rows()
+                taken = shard.changed.take_full(rows.keys_N, rows.slots_N)
+            else:
+                taken = shard.changed.take(shard.keys_of, rules=rules, now_s=now_s)
+            parts.append(copy_rows(shard, taken))
+        sequence = 1
+        if self._head is not None and self._head.generation == self.generation:
+            sequence = self._head.sequence + 1
+        self._on_its_way = _OnItsWay(
+            version=Version(self.generation, sequence),
+            full=full,
+            taken_ms=now_ms,
+            watermark_ms=watermark_ms,
+            positions=positions,
+            produced_ms=self.produced.take(),
+        )
+        self._parts = parts
+        dense = (
+            encode_tensors(dense_weights(self._recommender.dense), metadata={})
+            if self._ranks.rank == 0
+            else b""
+        )
+        self._job = self._sender.submit(self._append, dense)
+        self.phase = Phase.SENDING
+
+    def _append(self, dense: bytes) -> list[BlobRef]:
+        """Phase 2, in the sender thread: encode and publish this rank's part."""
+        assert self._on_its_way is not None
+        references: list[BlobRef] = []
+        blobs: list[tuple[BlobKind, str, bytes]] = []
+        for rows in self._parts:
+            for reference, data in encode_rows(
+                rows,
+                rank=self._ranks.rank,
+                row_format=self._config.serving.row_format,
+                bytes_max=self._config.publish.segment_bytes_max,
+            ):
+                references.append(reference)
+                blobs.append((reference.kind, reference.name, data))
+        if self._ranks.rank == 0:
+            reference = blob_ref("dense", "dense", dense)
+            references.append(reference)
+            blobs.append((reference.kind, reference.name, dense))
+            references.extend(shared for shared, _ in self._shared)
+            if not self._shared_sent:
+                blobs.extend((shared.kind, shared.name, data) for shared, data in self._shared)
+        if blobs:
+            self._client.publish(self._on_its_way.version, blobs)
+        return references
+
+    def commit(self, *, now_ms: int) -> None:
+        """Phase 3: every part is at the server; rank 0 commits. Collective."""
+        assert self.phase is Phase.SENDING
+        assert self._job is not None
+        assert self._on_its_way is not None
+        taken = [part.taken for part in self._parts]
+        held_back: dict[str, int] = {}
+        for one in taken:
+            for reason, num in one.held_back.items():
+                held_back[reason] = held_back.get(reason, 0) + num
+        report = PartReport(
+            blobs=self._job.result(),
+            positions=self._on_its_way.positions,
+            produced_ms=self._on_its_way.produced_ms,
+            num_rows=sum(len(one.keys_N) for one in taken),
+            num_deletes=sum(len(one.deleted_keys_M) for one in taken),
+            num_changed=sum(one.num_changed for one in taken),
+            held_back=held_back,
+        )
+        gathered = self._ranks.gather_bytes(msgspec.json.encode(report))
+        self._job = None
+        if self._ranks.rank == 0:
+            reports = [msgspec.json.decode(data, type=PartReport) for data in gathered]
+            self._manifest = self._describe(reports, now_ms=now_ms)
+            self._job = self._sender.submit(self._commit, self._manifest)
+        self.phase = Phase.COMMITTING
+
+    def _describe(self, reports: list[PartReport], *, now_ms: int) -> Manifest:
+        """The manifest of the version on its way; also the totals that its ack will add."""
+        way = self._on_its_way
+        assert way is not None
+        produced = [entry for report in reports for entry in report.produced_ms]
+        blobs = tuple(blob for report in reports for blob in report.blobs)
+        sent_bytes = sum(
+            blob.num_bytes for blob in blobs if blob.kind in ("rows", "dense") or not self._shared_sent
+        )
+        self._reports = reports
+        self._trace = VersionTrace(
+            generation=way.version.generation,
+            sequence=way.version.sequence,
+            kind="full" if way.full else "delta",
+            num_rows=sum(report.num_rows for report in reports),
+            num_deletes=sum(report.num_deletes for report in reports),
+            num_bytes=sent_bytes,
+            taken_ms=way.taken_ms,
+            committed_ms=0,
+            produced_ms=produced,
+        )
+        return Manifest(
+            version=way.version,
+            parent=self._head,
+            kind="full" if way.full else "delta",
+            blobs=blobs,
+            schema_hash=self._config.schema.hash(),
+            watermark_ms=way.watermark_ms,
+            produced_ms_newest=self.produced.newest_ms,
+            created_ms=now_ms,
+            positions=tuple(
+                ManifestPosition(**position._asdict()) for report in reports for position in report.positions
+            ),
+        )
+
+    def _commit(self, manifest: Manifest) -> list[BlobRef]:
+        self._client.commit(manifest)
+        return []
+
+    def ack(self, *, now_ms: int) -> None:
+        """Phase 4: the version is durable."""
+        assert self.phase is Phase.COMMITTING
+        assert self._on_its_way is not None
+        for shard in self._recommender.shards.values():
+            shard.changed.ack(rules=self._config.publish.rules, now_s=now_ms // 1000)
+        self._head = self._on_its_way.version
+        self._needs_full = False
+        self._num_since_full = 0 if self._on_its_way.full else self._num_since_full + 1
+        self._shared_sent = True
+        if self._ranks.rank == 0:
+            self._count(now_ms=now_ms)
+        self._settle()
+
+    def _count(self, *, now_ms: int) -> None:
+        trace = self._trace
+        assert trace is not None
+        trace.committed_ms = now_ms
+        totals = self.totals
+        if trace.kind == "full":
+            totals.full += 1
+        else:
+            totals.delta += 1
+        totals.rows_pushed += trace.num_rows
+        totals.bytes_pushed += trace.num_bytes
+        totals.head = str(self._head)
+        for report in self._reports:
+            totals.rows_changed += report.num_changed
+            for reason, num in report.held_back.items():
+                self.held_back[reason] = self.held_back.get(reason, 0) + num
+        with self._trace_path.open("ab") as file:
+            file.write(msgspec.json.encode(trace) + b"\n")
+
+    def abandon(self) -> None:
+        """The version failed somewhere: everything stays pending and the next version is full. Collective."""
+        if self._job is not None and self._job.exception() is not None:
+            log.warning("version not published", error=str(self._job.exception()))
+        for shard in self._recommender.shards.values():
+            shard.changed.abandon()
+        self._needs_full = True
+        self._shared_sent = False
+        self.totals.failed += 1
+        head = b"null"
+        if self._ranks.rank == 0:
+            try:
+                head = msgspec.json.encode(self._client.status().head)
+            except ParamServerError as error:
+                log.warning("parameter server does not answer", error=str(error))
+                head = msgspec.json.encode(self._head)
+        self._head = msgspec.json.decode(self._ranks.gather_bytes(head)[0], type=Version | None)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._job = None
+        self._on_its_way = None
+        self._parts = []
+        self.phase = Phase.IDLE
+
+    def advance(self, *, all_done: bool, any_failed: bool, now_ms: int) -> None:
+        """Move to the next phase if every rank can. Collective: all ranks pass the same flags."""
+        if self.phase is Phase.IDLE or not all_done:
+            return
+        if any_failed:
+            self.abandon()
+        elif self.phase is Phase.SENDING:
+            self.commit(now_ms=now_ms)
+        else:
+            self.ack(now_ms=now_ms)
+
+    def wait(self) -> None:
+        """Block until this rank's part of the phase is done."""
+        if self._job is not None:
+            self._job.exception()
+
+    def finish(self, flags: Callable[[], tuple[bool, bool]], *, now_ms: Callable[[], int]) -> None:
+        """Bring the version on its way to its end. Collective.
+
+        Args: flags: (all ranks done, any rank failed), agreed between ranks.
+        """
+        while self.phase is not Phase.IDLE:
+            self.wait()
+            all_done, any_failed = flags()
+            self.advance(all_done=all_done, any_failed=any_failed, now_ms=now_ms())
+
+    def close(self) -> None:
+        self._sender.shutdown(wait=True)

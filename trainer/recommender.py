@@ -1,0 +1,227 @@
+"""The trained state of one rank and its step: map ids, reset new rows, predict, learn.
+
+Shapes: B rows of this rank's batch, N impressions in it (N <= B), T tasks, E embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from feature_eviction import (
+    ClassPolicy,
+    IdTable,
+    MapResult,
+    TablePolicy,
+    num_slots_for_budget,
+    table_bytes,
+)
+from trainer.changed_rows import BYTES_PER_SLOT, ChangedRows
+from trainer.collectives import Ranks
+from trainer.config import Config
+from trainer.config.config import TableConfig
+from trainer.errors import ConfigError
+from trainer.features import KeyMaker, TableKeys
+from trainer.id_routing import IdRouter
+from trainer.model import PEPNet, multi_task_loss
+from trainer.model.layout import FeatureLayout
+from trainer.row_init import first_rows
+from trainer.stream.columns import Impressions
+from trainer.tables import LocalRows, ShardedTables, drop_default
+
+
+@dataclass(slots=True)
+class TableShard:
+    """One table on this rank: the owner of its id table, its rows and its record of changes."""
+
+    config: TableConfig
+    slots_per_rank: int
+    ids: IdTable
+    router: IdRouter
+    rows: LocalRows
+    changed: ChangedRows
+
+    def keys_of(self, slots_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The keys that own these slots."""
+        return self.ids.rows(slots_N).keys_N
+
+    @property
+    def bytes_used(self) -> int:
+        """Rows, optimizer state, id table and change record of this rank."""
+        rows, state = self.rows.rows_CD, self.rows.state_C
+        return (
+            rows.numel() * rows.element_size()
+            + state.numel() * state.element_size()
+            + self.ids.bytes_used
+            + self.slots_per_rank * BYTES_PER_SLOT
+        )
+
+
+class Recommender:
+    """Tables, dense model and their optimizers; every rank holds its shard and the whole dense model."""
+
+    def __init__(self, config: Config, *, ranks: Ranks) -> None:
+        """Raises: ConfigError if a table's budget does not hold a single row a rank."""
+        torch.manual_seed(config.seed)
+        self._config = config
+        self._ranks = ranks
+        self._device = torch.device(config.train.device)
+        self.layout = FeatureLayout.of(config.schema)
+        self.keys = KeyMaker(config.schema)
+        self.batch_rows = max(1, config.train.batch_size // ranks.world_size)
+        self.dense = PEPNet(self.layout, num_tasks=len(config.schema.tasks), config=config.model)
+        self.dense.to(self._device)
+        self.dense_optimizer = torch.optim.Adam(
+            self.dense.parameters(), lr=config.optimizer.dense_learning_rate
+        )
+        slots = {
+            table.name: slots_for(table, world_size=ranks.world_size, config=config)
+            for table in sorted(config.tables, key=lambda table: table.dim)
+        }
+        self.embeddings = ShardedTables(
+            self.layout,
+            slots_per_rank=slots,
+            optimizer=config.optimizer,
+            world_size=ranks.world_size,
+            device=self._device,
+        )
+        self.shards = {
+            table.name: self._shard(table, slots[table.name])
+            for table in sorted(config.tables, key=lambda table: table.dim)
+        }
+        self._weight_T = torch.tensor(
+            [task.loss_weight for task in config.schema.tasks], dtype=torch.float32, device=self._device
+        )
+
+    def _shard(self, table: TableConfig, num_slots: int) -> TableShard:
+        ids = IdTable(policy_of(table, num_slots=num_slots, config=self._config))
+        return TableShard(
+            config=table,
+            slots_per_rank=num_slots,
+            ids=ids,
+            router=IdRouter(ids, slots_per_rank=num_slots, ranks=self._ranks),
+            rows=self.embeddings.local[table.name],
+            changed=ChangedRows(num_slots),
+        )
+
+    def replace_ids(self, table: str, ids: IdTable) -> None:
+        """Put a restored id table in the place of the fresh one; its rows are the caller's to write."""
+        shard = self.shards[table]
+        shard.ids = ids
+        shard.router = IdRouter(ids, slots_per_rank=shard.slots_per_rank, ranks=self._ranks)
+
+    def train(self, impressions: Impressions, *, now_s: int) -> npt.NDArray[np.float32]:
+        """Predict, then learn from, this rank's part of one global batch. Collective.
+
+        Args: now_s: event time of the global batch, the same on every rank.
+        Returns: probabilities float32 [N, T], made before this batch was learned.
+        """
+        tables = self.keys.table_keys(impressions, num_rows=self.batch_rows)
+        slots_parts, lengths_parts, batches = [], [], []
+        for table in tables:
+            shard = self.shards[table.table]
+            routed = shard.router.map(table.keys_L, positives_L=table.positives_L, now_s=now_s)
+            self._apply_map(shard, routed.owned, now_s=now_s)
+            slots_L, lengths_FB = drop_default(routed.global_slots_L, table.lengths_FB)
+            slots_parts.append(slots_L)
+            lengths_parts.append(lengths_FB)
+            batches.append((shard, routed.owned.batch))
+        embedding_BE = self.embeddings(np.concatenate(slots_parts), np.concatenate(lengths_parts))
+        logits_BT = self.dense(embedding_BE)
+        labels_BT, known_BT = self._labels(impressions)
+        loss = multi_task_loss(logits_BT, labels_BT=labels_BT, known_BT=known_BT, weight_T=self._weight_T)
+        self.dense_optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._ranks.sum_gradients(list(self.dense.parameters()))
+        self.dense_optimizer.step()
+        for shard, batch in batches:
+            shard.ids.release(batch)
+        probabilities_BT = torch.sigmoid(logits_BT.detach()).cpu().numpy()
+        return probabilities_BT[: len(impressions)]
+
+    def _apply_map(self, shard: TableShard, owned: MapResult, *, now_s: int) -> None:
+        """Record evictions, reset rows that have a new owner, record the rows this step will change.
+
+        The order matters: a slot that was evicted and given away in the same call must end as its
+        new owner's.
+        """
+        shard.changed.evict(owned.evicted_keys_K, owned.evicted_slots_K)
+        if len(owned.new_slots_M):
+            rows_MD = first_rows(
+                owned.new_keys_M,
+                dim=shard.config.dim,
+                scale=self._config.optimizer.embedding_init_scale,
+                seed=self._config.seed,
+            )
+            slots_M = torch.from_numpy(owned.new_slots_M.astype(np.int64)).to(self._device)
+            shard.rows.rows_CD[slots_M] = torch.from_numpy(rows_MD).to(self._device)
+            shard.rows.state_C[slots_M] = 0.0
+        touched_U = np.unique(owned.slots_N)
+        shard.changed.touch(touched_U[touched_U >= 0].astype(np.int64), now_s=now_s)
+
+    def _labels(self, impressions: Impressions) -> tuple[Tensor, Tensor]:
+        """Labels and their known mask, padded to the batch's rows with unknown ones."""
+        num, num_tasks = impressions.labels_NT.shape
+        labels_BT = torch.zeros(self.batch_rows, num_tasks)
+        known_BT = torch.zeros(self.batch_rows, num_tasks)
+        labels_BT[:num] = torch.from_numpy(impressions.labels_NT)
+        known_BT[:num] = torch.from_numpy(impressions.known_NT.astype(np.float32))
+        return labels_BT.to(self._device), known_BT.to(self._device)
+
+    @torch.no_grad()
+    def predict(self, impressions: Impressions) -> npt.NDArray[np.float32]:
+        """Probabilities float32 [N, T] as serving would answer; changes nothing. Collective."""
+        tables = self.keys.table_keys(impressions, num_rows=self.batch_rows)
+        parts = [self._present(table) for table in tables]
+        embedding_BE = self.embeddings(
+            np.concatenate([slots_L for slots_L, _ in parts]),
+            np.concatenate([lengths_FB for _, lengths_FB in parts]),
+        )
+        probabilities_BT: Tensor = torch.sigmoid(self.dense(embedding_BE))
+        return probabilities_BT.cpu().numpy()[: len(impressions)]
+
+    def _present(self, table: TableKeys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        slots_L = self.shards[table.table].router.lookup(table.keys_L)
+        return drop_default(slots_L, table.lengths_FB)
+
+
+def slots_for(table: TableConfig, *, world_size: int, config: Config) -> int:
+    """The rows a rank may hold so that everything the table uses stays inside its budget.
+
+    Raises: ConfigError if that is none.
+    """
+    row_bytes = table.dim * 4 + 4 + BYTES_PER_SLOT
+    policy = policy_of(table, num_slots=1, config=config)
+    num_slots = num_slots_for_budget(table.bytes_limit // world_size, bytes_per_row=row_bytes, policy=policy)
+    if num_slots < 1:
+        raise ConfigError(
+            f"table '{table.name}': bytes_limit {table.bytes_limit} over {world_size} ranks holds no row: one "
+            f"needs {row_bytes + table_bytes(1, policy=policy)} bytes. Raise bytes_limit."
+        )
+    return num_slots
+
+
+def policy_of(table: TableConfig, *, num_slots: int, config: Config) -> TablePolicy:
+    """The id table's policy: the table's score, the features' classes."""
+    classes = {
+        feature.class_id: ClassPolicy(
+            class_id=feature.class_id,
+            admission=feature.admission,
+            ttl_s=feature.ttl_s,
+            protected=feature.protected,
+        )
+        for feature in config.schema.features
+        if feature.table == table.name
+    }
+    return TablePolicy(
+        num_slots=num_slots,
+        score=table.score,
+        classes=tuple(classes.values()),
+        victim_window=table.victim_window,
+        expiry_scan=table.expiry_scan,
+        seed=config.seed,
+    )

@@ -1,0 +1,153 @@
+"""What a run starts: the children's commands, as data."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from trainer.config import Config
+from trainer.errors import ConfigError
+from trainer.run.processes import ChildSpec, Fact, Facts
+from trainer.run.run_directory import RunDirectory
+
+ANY_PORT = "127.0.0.1:0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What the command line of `trainer run` decides."""
+
+    out_dir: Path
+    impressions: int | None = None
+    """None = the configuration's number, or what `seconds` at the configured pace gives."""
+    seconds: float | None = None
+    """The producer is stopped after this long; None = when it has produced everything."""
+    data: Path | None = None
+    """Recorded files to play instead of the synthetic stream."""
+    bootstrap_servers: str | None = None
+    """None = the embedded broker."""
+    resume: bool = False
+    live: bool | None = None
+    """None = a live view where stdout is a terminal, a plain line every few seconds elsewhere."""
+    num_ranks: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """The processes of a run, in the order of their start."""
+
+    services: tuple[ChildSpec, ...]
+    """Run until they are stopped: broker, shard, replicas."""
+    trainer: ChildSpec
+    producer: ChildSpec
+    replicas: tuple[str, ...]
+    """Names among `services` whose ready file's address answers as a replica."""
+
+
+def resolve_config(config: Config, options: RunOptions) -> Config:
+    """The configuration with the options worked in; addresses may still be open (port 0).
+
+    Raises: ConfigError where the options contradict each other.
+    """
+    if options.num_ranks < 1:
+        raise ConfigError(f"--ranks must be at least 1, found {options.num_ranks}")
+    if options.seconds is not None and not options.seconds > 0:
+        raise ConfigError(f"--seconds must be above 0, found {options.seconds}")
+    if options.data is not None and not options.data.exists():
+        raise ConfigError(f"--data {options.data}: there is no such file or directory")
+    impressions = options.impressions
+    if impressions is None and options.seconds is not None:
+        impressions = math.ceil(options.seconds * config.produce.impressions_per_s)
+    if impressions is None:
+        impressions = config.impressions
+    if impressions < 1:
+        raise ConfigError(f"--impressions must be at least 1, found {impressions}")
+    checkpoints = Path(config.checkpoint.directory)
+    if (
+        config.checkpoint.directory
+        and not options.resume
+        and checkpoints.is_dir()
+        and any(checkpoints.iterdir())
+    ):
+        raise ConfigError(
+            f"checkpoint.directory {checkpoints}: holds an earlier run's checkpoints; go on from them with "
+            "--resume, or name another directory"
+        )
+    servers = options.bootstrap_servers or ANY_PORT
+    kafka = msgspec.structs.replace(config.kafka, bootstrap_servers=servers)
+    return msgspec.structs.replace(config, impressions=impressions, kafka=kafka)
+
+
+def with_addresses(config: Config, facts: Mapping[str, Facts]) -> Config:
+    """The configuration with the real addresses of those children that are ready."""
+    broker, shard = facts.get("broker", {}), facts.get("shard", {})
+    if "bootstrap_servers" in broker:
+        servers = str(broker["bootstrap_servers"])
+        config = msgspec.structs.replace(
+            config, kafka=msgspec.structs.replace(config.kafka, bootstrap_servers=servers)
+        )
+    if "address" in shard:
+        address = str(shard["address"])
+        config = msgspec.structs.replace(
+            config, serving=msgspec.structs.replace(config.serving, shard_address=address)
+        )
+    return config
+
+
+def plan_run(config: Config, options: RunOptions, directory: RunDirectory) -> RunPlan:
+    """Args: config as resolve_config returns it."""
+    embedded = options.bootstrap_servers is None
+    replicas = [_replica(number) for number in range(config.serving.num_replicas)]
+    broker = _python("broker", "trainer", "broker", "--config", str(directory.config))
+    return RunPlan(
+        services=((broker,) if embedded else ()) + (_shard(config, directory), *replicas),
+        trainer=_trainer(options, directory),
+        producer=_producer(config, options, directory),
+        replicas=tuple(spec.name for spec in replicas),
+    )
+
+
+def _python(name: str, *arguments: str | Fact) -> ChildSpec:
+    return ChildSpec(name=name, argv=(sys.executable, "-m", *arguments))
+
+
+def _shard(config: Config, directory: RunDirectory) -> ChildSpec:
+    return _python(
+        "shard",
+        *("param_server", "shard", "--address", config.serving.shard_address),
+        *("--log-dir", str(directory.version_log), "--keep-full", str(config.serving.keep_full)),
+    )
+
+
+def _replica(number: int) -> ChildSpec:
+    name = f"replica-{number}"
+    return _python(
+        name,
+        *("param_server", "replica", "--shard", Fact("shard", "address")),
+        *("--address", ANY_PORT, "--name", name),
+    )
+
+
+def _trainer(options: RunOptions, directory: RunDirectory) -> ChildSpec:
+    launcher: tuple[str, ...] = ()
+    if options.num_ranks > 1:
+        launcher = ("torch.distributed.run", "--standalone", f"--nproc-per-node={options.num_ranks}", "-m")
+    run = (*launcher, "trainer", "train", "--config", str(directory.config), "--run-dir", str(directory.root))
+    # A checkpoint of a large table takes its time.
+    return replace(_python("trainer", *run), ends_itself=True, ready_timeout_s=None, stop_grace_s=60.0)
+
+
+def _producer(config: Config, options: RunOptions, directory: RunDirectory) -> ChildSpec:
+    arguments = ["--config", str(directory.config), "--run-dir", str(directory.root)]
+    arguments += ["--impressions", str(config.impressions)]
+    if options.data is not None:
+        arguments += ["--data", str(options.data.resolve())]
+    if options.bootstrap_servers is None:
+        arguments.append("--embedded")
+    spec = _python("producer", "trainer", "produce", *arguments)
+    return replace(spec, ends_itself=True, ready_timeout_s=None, stop_grace_s=20.0)

@@ -1,0 +1,250 @@
+"""The fetch thread: polls Kafka, decodes, writes dead letters, fills the buffer.
+
+It alone touches the consumer, which is not safe for two threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaError, OffsetOutOfRangeError
+
+from trainer.config.config import KafkaConfig
+from trainer.config.schema import SchemaConfig
+from trainer.errors import FreshetError, StreamError
+from trainer.stream.buffer import Entry, RecordBuffer, make_entry
+from trainer.stream.columns import Position
+from trainer.stream.dead_letters import DeadLetter, DeadLetterWriter
+from trainer.stream.record import DecodedRecord, RecordError, decode_record
+
+POLL_RECORDS = 64
+POLL_IDLE_MS = 100
+POLL_BUSY_MS = 5
+"""While a partition waits for room: it must be looked at again soon."""
+END_REFRESH_S = 1.0
+REQUEST_TIMEOUT_MS = 10_000
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the fetch thread and the source share, all of it under `changed`."""
+
+    changed: threading.Condition
+    buffer: RecordBuffer
+    error: FreshetError | None = None
+    stopping: bool = False
+    to_commit: tuple[Position, ...] | None = None
+    """The newest wish replaces an older one."""
+    end_request: Future[dict[int, int]] | None = None
+
+
+class FetchThread(threading.Thread):
+    """Runs until stopped or until a fault, which the source raises to its caller."""
+
+    def __init__(
+        self,
+        consumer: KafkaConsumer,
+        *,
+        kafka: KafkaConfig,
+        schema: SchemaConfig,
+        start: tuple[Position, ...],
+        shared: Shared,
+        letters: DeadLetterWriter,
+    ) -> None:
+        super().__init__(name="stream-fetch", daemon=True)
+        self._consumer = consumer
+        self._kafka = kafka
+        self._schema = schema
+        self._first_row = {(p.partition, p.kafka_offset): p.row for p in start if p.row}
+        self._partitions = [TopicPartition(kafka.topic, p.partition) for p in start]
+        self._shared = shared
+        self._letters = letters
+        self._raw: dict[int, deque[Any]] = {p.partition: deque() for p in start}
+        """Polled but not decoded: a partition is not polled again before its part is empty."""
+        self._ends_at_s = float("-inf")
+
+    def run(self) -> None:
+        try:
+            while not self._stopping():
+                self._serve_requests()
+                self._refresh_ends()
+                self._fill()
+                self._poll()
+            self._serve_requests()
+            self._letters.close()
+        except FreshetError as error:
+            self._fail(error)
+        except KafkaError as error:
+            self._fail(StreamError(f"topic '{self._kafka.topic}': {error}"))
+        except Exception as error:
+            self._fail(StreamError(f"topic '{self._kafka.topic}': the fetch thread failed: {error!r}"))
+            raise
+        finally:
+            self._consumer.close(autocommit=False, timeout_ms=5_000)
+
+    def _stopping(self) -> bool:
+        with self._shared.changed:
+            return self._shared.stopping
+
+    def _fail(self, error: FreshetError) -> None:
+        with self._shared.changed:
+            self._shared.error = error
+            if self._shared.end_request is not None:
+                self._shared.end_request.set_exception(error)
+                self._shared.end_request = None
+            self._shared.changed.notify_all()
+
+    def _serve_requests(self) -> None:
+        with self._shared.changed:
+            to_commit, self._shared.to_commit = self._shared.to_commit, None
+            end_request, self._shared.end_request = self._shared.end_request, None
+        if to_commit is not None:
+            offsets = {
+                TopicPartition(p.topic, p.partition): OffsetAndMetadata(p.kafka_offset, "", -1)
+                for p in to_commit
+            }
+            try:
+                self._consumer.commit(offsets, timeout_ms=REQUEST_TIMEOUT_MS)
+            except KafkaError as error:
+                # Training never reads committed offsets; the next checkpoint commits again.
+                log.warning("commit_failed", group=self._kafka.group, error=str(error))
+        if end_request is not None:
+            try:
+                end_request.set_result(self._ends())
+            except KafkaError as error:
+                end_request.set_exception(
+                    StreamError(f"topic '{self._kafka.topic}': no end offsets ({error}); is the broker up?")
+                )
+
+    def _ends(self) -> dict[int, int]:
+        ends = self._consumer.end_offsets(self._partitions, timeout_ms=REQUEST_TIMEOUT_MS)
+        return {tp.partition: int(end) for tp, end in ends.items()}
+
+    def _refresh_ends(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._ends_at_s + END_REFRESH_S or not self._partitions:
+            return
+        self._ends_at_s = now_s
+        try:
+            ends = self._ends()
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            log.warning("end_offsets_failed", topic=self._kafka.topic, error=str(error))
+            return
+        with self._shared.changed:
+            for partition, end in ends.items():
+                self._shared.buffer.set_end(partition, end)
+            self._shared.changed.notify_all()
+
+    def _poll(self) -> None:
+        """Fetch for the partitions that have room; the others are paused, which is the back-pressure."""
+        with self._shared.changed:
+            full = {p for p, raw in self._raw.items() if raw or not self._shared.buffer.has_room(p)}
+            if len(full) == len(self._raw):
+                if not self._shared.stopping:
+                    self._shared.changed.wait((POLL_BUSY_MS if full else POLL_IDLE_MS) / 1_000)
+                return
+        for tp in self._partitions:
+            if tp.partition in full:
+                self._consumer.pause(tp)
+            else:
+                self._consumer.resume(tp)
+        try:
+            timeout_ms = POLL_BUSY_MS if full else POLL_IDLE_MS
+            polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=POLL_RECORDS)
+        except OffsetOutOfRangeError as error:
+            raise self._out_of_range(error) from error
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            # The broker is away or its leader moves; kafka-python reconnects by itself.
+            log.warning("poll_failed", topic=self._kafka.topic, error=str(error))
+            time.sleep(POLL_IDLE_MS / 1_000)
+            return
+        for tp, records in polled.items():
+            self._raw[tp.partition].extend(records)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Decode while there is room; dead letters are stored before their records enter the buffer."""
+        while True:
+            with self._shared.changed:
+                room = [p for p, raw in self._raw.items() if raw and self._shared.buffer.has_room(p)]
+            decoded = [self._decode(self._raw[partition].popleft()) for partition in room]
+            if any(letter_sent for _, letter_sent in decoded):
+                self._letters.flush()
+            with self._shared.changed:
+                for entry, _ in decoded:
+                    self._shared.buffer.add(entry)
+                for tp in self._partitions:
+                    if not self._raw[tp.partition]:
+                        self._shared.buffer.advance(tp.partition, self._consumer.position(tp))
+                if decoded:
+                    self._shared.changed.notify_all()
+            if not decoded:
+                return
+
+    def _decode(self, raw: Any) -> tuple[Entry, bool]:
+        """The record as an entry, and whether a dead letter was sent for it."""
+        first_row = self._first_row.pop((raw.partition, raw.offset), 0)
+        outcome: DecodedRecord | RecordError
+        try:
+            outcome = decode_record(
+                raw.value,
+                schema=self._schema,
+                produced_ms=raw.timestamp,
+                record_bytes_max=self._kafka.record_bytes_max,
+            )
+        except RecordError as error:
+            outcome = error
+        entry = make_entry(
+            outcome,
+            partition=raw.partition,
+            kafka_offset=raw.offset,
+            timestamp_ms=raw.timestamp,
+            first_row=first_row,
+        )
+        if not entry.dead_rows:
+            return entry, False
+        whole = isinstance(outcome, RecordError)
+        self._letters.write(
+            DeadLetter(
+                value=raw.value,
+                topic=raw.topic,
+                partition=raw.partition,
+                kafka_offset=raw.offset,
+                reason=outcome.reason if isinstance(outcome, RecordError) else "bad_rows",
+                text=str(outcome) if whole else f"{len(entry.dead_rows)} rows cannot be used",
+                bad_rows={} if whole else {row: reason for row, reason, _ in entry.dead_rows},
+            )
+        )
+        return entry, True
+
+    def _out_of_range(self, error: OffsetOutOfRangeError) -> StreamError:
+        asked: Mapping[TopicPartition, int] = error.args[0] if error.args else {}
+        asked = asked if isinstance(asked, Mapping) else {}
+        where = ", ".join(
+            f"partition {tp.partition} at Kafka offset {offset}" for tp, offset in asked.items()
+        )
+        return StreamError(out_of_range_text(self._kafka.topic, where or str(error)))
+
+
+def out_of_range_text(topic: str, where: str) -> str:
+    """What an operator can do about a position that the log no longer (or not yet) has."""
+    return (
+        f"topic '{topic}': {where} is not in the log: retention has removed it, or the topic was made "
+        "anew. Impressions in between would be lost silently, so training stops. Choices: restore the "
+        "data; or start from a checkpoint whose positions exist; or accept the gap and start with a fresh "
+        "run directory, which begins at the oldest record there is; and give the topic a longer retention"
+    )

@@ -1,0 +1,140 @@
+"""The sharded tables: TorchRec's, one a dim, row-wise over the ranks, optimizer fused into backward.
+
+Shapes: B batch rows, E width of all embeddings, C local rows of a table, D its dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torch import Tensor, nn
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.comm_ops import set_gradient_division
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
+from torchrec.distributed.types import ShardingPlan
+
+from trainer.config.config import OptimizerConfig
+from trainer.model.layout import FeatureLayout
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRows:
+    """This rank's rows of one table; both are views that write through to the table."""
+
+    rows_CD: Tensor
+    state_C: Tensor
+    """Row-wise AdaGrad: the mean of squared gradients, summed over steps."""
+
+
+class _Embeddings(nn.Module):
+    """DistributedModelParallel shards the children of a module, not the module it is given."""
+
+    def __init__(self, collection: EmbeddingBagCollection) -> None:
+        super().__init__()
+        self.collection = collection
+
+    def forward(self, features: KeyedJaggedTensor) -> object:
+        return self.collection(features)
+
+
+class ShardedTables:
+    """Pooled embeddings of slots; the rank r owns the global slots [r * C, (r + 1) * C)."""
+
+    def __init__(
+        self,
+        layout: FeatureLayout,
+        *,
+        slots_per_rank: dict[str, int],
+        optimizer: OptimizerConfig,
+        world_size: int,
+        device: torch.device,
+    ) -> None:
+        # Sums, not means over ranks: a run must not change its meaning with the number of ranks.
+        set_gradient_division(False)
+        configs = [
+            EmbeddingBagConfig(
+                name=table,
+                num_embeddings=num_slots * world_size,
+                embedding_dim=next(f.dim for f in layout.features if f.table == table),
+                feature_names=[f.name for f in layout.features if f.table == table],
+                pooling=PoolingType.MEAN,
+            )
+            for table, num_slots in slots_per_rank.items()
+        ]
+        self._feature_names = [name for config in configs for name in config.feature_names]
+        self._device = device
+        module = _Embeddings(EmbeddingBagCollection(tables=configs, device=torch.device("meta")))
+        sharder = EmbeddingBagCollectionSharder(
+            fused_params={
+                "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+                "learning_rate": optimizer.embedding_learning_rate,
+                "eps": optimizer.embedding_eps,
+            }
+        )
+        # The planner may choose a kernel that does not exist on CPU; this plan is the only one wanted.
+        plan = construct_module_sharding_plan(
+            module.collection,
+            per_param_sharding={table: row_wise(compute_kernel="fused") for table in slots_per_rank},
+            sharder=sharder,
+            world_size=world_size,
+            local_size=world_size,
+            device_type=device.type,
+        )
+        self._sharded = DistributedModelParallel(
+            module,
+            device=device,
+            plan=ShardingPlan(plan={"collection": plan}),
+            sharders=[sharder],
+            init_data_parallel=False,
+        )
+        self.local = self._local_rows()
+        for rows in self.local.values():
+            rows.rows_CD.zero_()
+
+    def _local_rows(self) -> dict[str, LocalRows]:
+        """The writable views; a table-batched kernel is not among named_modules()."""
+        local = {}
+        for lookup in self._sharded.module.collection._lookups:
+            for kernel in lookup._emb_modules:
+                weights = kernel._emb_module.split_embedding_weights()
+                states = kernel._emb_module.split_optimizer_states()
+                for index, table in enumerate(kernel._config.embedding_tables):
+                    local[table.name] = LocalRows(rows_CD=weights[index], state_C=states[index][0])
+        return local
+
+    def __call__(self, slots_L: npt.NDArray[np.int64], lengths_FB: npt.NDArray[np.int32]) -> Tensor:
+        """Mean-pooled embeddings; a row without slots is zero. Backward updates the tables.
+
+        Args: slots_L: global slots of all features, tables by ascending dim. lengths_FB: [F, B].
+        Returns: float32 [B, E] with a gradient.
+        """
+        features = KeyedJaggedTensor(
+            keys=self._feature_names,
+            values=torch.from_numpy(slots_L).to(self._device),
+            lengths=torch.from_numpy(lengths_FB.reshape(-1)).to(self._device),
+        )
+        pooled = self._sharded(features)
+        keyed = pooled.wait() if hasattr(pooled, "wait") else pooled
+        values_BE: Tensor = keyed.values()
+        return values_BE
+
+
+def drop_default(
+    slots_L: npt.NDArray[np.int64], lengths_FB: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Leave out ids without a row: the default row is zero, is stored nowhere and is never trained.
+
+    Returns: the slots that are not -1 and the lengths that are left.
+    """
+    present_L = slots_L >= 0
+    if present_L.all():
+        return slots_L, lengths_FB
+    place_L = np.repeat(np.arange(lengths_FB.size), lengths_FB.reshape(-1))
+    left = np.bincount(place_L[present_L], minlength=lengths_FB.size).astype(np.int32)
+    return slots_L[present_L], left.reshape(lengths_FB.shape)
