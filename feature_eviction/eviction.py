@@ -31,6 +31,8 @@ class Step(NamedTuple):
     aging: float
     victim_window: int
     expiry_scan: int
+    shortest_ttl_s: int
+    """Of all classes; a row seen more recently has surely not expired."""
 
 
 class Changes(NamedTuple):
@@ -57,6 +59,12 @@ def in_flight(record: Any, step: Any) -> Any:
     """Counted modulo 2^32: a row untouched for just so many batches is spared once; nothing else."""
     age = (step.batch - np.int64(record.last_batch)) & _UINT32_MASK
     return age < step.num_in_flight
+
+
+@kernel
+def may_have_expired(record: Any, step: Any) -> Any:
+    """Without a look at the row's class, which lies elsewhere in memory."""
+    return step.now_s - np.int64(record.last_seen_s) > step.shortest_ttl_s
 
 
 @kernel
@@ -89,7 +97,7 @@ def evict_expired(table: Any, step: Any, changes: Any) -> None:
     slot = table.cursors[EXPIRY_HAND]
     for _ in range(min(step.expiry_scan, num_slots)):
         record = table.records_S[slot]
-        if not math.isnan(record.score) and not in_flight(record, step):
+        if may_have_expired(record, step) and not math.isnan(record.score) and not in_flight(record, step):
             rule = rule_of_key(table.rules, table.keys_S[slot])
             if is_expired(table.rules, rule, record.last_seen_s, step.now_s):
                 evict(table, slot, EXPIRED, changes)
@@ -115,17 +123,19 @@ def choose_victim(table: Any, step: Any) -> Any:
         examined += window
         for _ in range(window):
             record = table.records_S[slot]
-            if not math.isnan(record.score) and not in_flight(record, step):
+            value = worth(step.score_kind, record.score, record.last_seen_s, record.updates)
+            is_less = best < 0 or value < best_worth or (value == best_worth and slot < best)
+            # Most rows are neither less worth nor possibly expired: their class is not looked up.
+            if (
+                (may_have_expired(record, step) or (is_less and not best_expired))
+                and not math.isnan(record.score)
+                and not in_flight(record, step)
+            ):
                 rule = rule_of_key(table.rules, table.keys_S[slot])
                 expired = is_expired(table.rules, rule, record.last_seen_s, step.now_s)
-                if expired or not table.rules.protected_R[rule]:
-                    value = worth(step.score_kind, record.score, record.last_seen_s, record.updates)
-                    if expired == best_expired:
-                        better = best < 0 or value < best_worth or (value == best_worth and slot < best)
-                    else:
-                        better = expired
-                    if better:
-                        best, best_expired, best_worth = slot, expired, value
+                may_leave = expired or not table.rules.protected_R[rule]
+                if may_leave and (is_less if expired == best_expired else expired):
+                    best, best_expired, best_worth = slot, expired, value
             slot += 1
             if slot == num_slots:
                 slot = 0

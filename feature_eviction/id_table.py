@@ -92,7 +92,8 @@ class IdTable:
         self._batch = 0
         self._released = 0
         self._decay_per_s = decay_per_s(policy.score)
-        self._has_lifetimes = any(one.ttl_s is not None for one in policy.classes)
+        lifetimes = [one.ttl_s for one in policy.classes if one.ttl_s is not None]
+        self._shortest_ttl_s = min(lifetimes, default=NOW_S_MAX)
 
     @property
     def num_rows(self) -> int:
@@ -246,7 +247,8 @@ class IdTable:
             positive_weight=float(self.policy.score.positive_weight),
             aging=self._decay_per_s * (now_s - SCORE_EPOCH_S),
             victim_window=self.policy.victim_window,
-            expiry_scan=self.policy.expiry_scan if self._has_lifetimes else 0,
+            expiry_scan=self.policy.expiry_scan if self._shortest_ttl_s < NOW_S_MAX else 0,
+            shortest_ttl_s=self._shortest_ttl_s,
         )
 
     def _room_for_changes(self, num_missing: int, expiry_scan: int) -> Changes:

@@ -70,6 +70,8 @@ class ShardState:
     num_rows: int
     bytes_published: int
     num_subscribers: int
+    subscribers: tuple[str, ...]
+    """The names of the replicas that follow."""
     damage: tuple[str, ...]
 
 
@@ -158,6 +160,7 @@ class ParamServerClient:
             num_rows=reply.num_rows,
             bytes_published=reply.bytes_published,
             num_subscribers=reply.num_subscribers,
+            subscribers=tuple(reply.subscribers),
             damage=tuple(reply.damage),
         )
 

@@ -120,5 +120,4 @@ def mean_present(
     if filled_B.any():
         sums_BD[filled_B] = np.add.reduceat(rows_LD, starts_B[filled_B], axis=0)
         counts_B[filled_B] = np.add.reduceat(present_L.astype(np.float32), starts_B[filled_B])
-    pooled_BD: Floats = sums_BD / np.maximum(counts_B, np.float32(1))[:, None]
-    return pooled_BD
+    return (sums_BD / np.maximum(counts_B, 1)[:, None]).astype(np.float32, copy=False)

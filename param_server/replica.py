@@ -141,6 +141,8 @@ class Replica:
         if store is not self._live:
             live = self._live.version
             if live is not None and manifest.version <= live:
+                if manifest.version == live:
+                    self._beside = None  # the same version twice: what follows goes to the live store
                 return
             self._live, self._beside = store, None
         self.last_refusal = ""

@@ -34,7 +34,8 @@ class _Table:
 
     def __init__(self, dim: int, *, num_keys: int = 0) -> None:
         self.dim = dim
-        self.slots = SlotMap(max(CAPACITY_MIN, num_keys))
+        # Room for the deltas that follow: growing the map is the one slow thing done under the lock.
+        self.slots = SlotMap(max(CAPACITY_MIN, num_keys + num_keys // 2))
         self.rows_CD: Rows = np.zeros((self.slots.capacity, dim), np.float32)
 
     def grown_for(self, num_fresh: int) -> Rows | None:

@@ -35,6 +35,7 @@ SERVER_THREADS = SUBSCRIBERS_MAX + 16
 WAKE_S = 0.5
 """How often an idle subscription looks whether its client is still there."""
 PULL_IDS_MAX = 1 << 17
+NAME_CHARS_MAX = 100
 
 
 class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
@@ -47,7 +48,7 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
         self._commit_mutex = threading.Lock()
         self._news = threading.Condition()
         self._stopping = False
-        self._num_subscribers = 0
+        self._subscribers: list[str] = []
         self._bytes_published = 0
         for version in log.versions_after(None):
             manifest = log.read(version)
@@ -132,15 +133,16 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
     ) -> Iterator[param_server_pb2.VersionPart]:
         with errors_as_status(context):
             cursor = from_message(request.held) if request.HasField("held") else None
+            name = request.replica[:NAME_CHARS_MAX]
             with self._news:
-                if self._num_subscribers >= SUBSCRIBERS_MAX:
+                if len(self._subscribers) >= SUBSCRIBERS_MAX:
                     raise LimitError(f"at most {SUBSCRIBERS_MAX} replicas can subscribe to one shard")
-                self._num_subscribers += 1
+                self._subscribers.append(name)
             try:
                 yield from self._follow(cursor, context)
             finally:
                 with self._news:
-                    self._num_subscribers -= 1
+                    self._subscribers.remove(name)
 
     def _follow(
         self, cursor: Version | None, context: grpc.ServicerContext
@@ -211,6 +213,8 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
     ) -> param_server_pb2.ShardStatus:
         manifests = self._log.manifests()
         num_full = sum(manifest.kind == "full" for manifest in manifests)
+        with self._news:
+            subscribers = sorted(self._subscribers)
         return param_server_pb2.ShardStatus(
             head=to_message(self._log.head),
             num_versions=len(manifests),
@@ -218,7 +222,8 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
             num_delta=len(manifests) - num_full,
             num_rows=self._store.num_rows,
             bytes_published=self._bytes_published,
-            num_subscribers=self._num_subscribers,
+            num_subscribers=len(subscribers),
+            subscribers=subscribers,
             fenced_generation=self._log.fenced_generation,
             damage=self._log.damage,
         )

@@ -120,7 +120,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ShardStatus(_message.Message):
-    __slots__ = ("head", "num_versions", "num_full", "num_delta", "num_rows", "bytes_published", "num_subscribers", "fenced_generation", "damage")
+    __slots__ = ("head", "num_versions", "num_full", "num_delta", "num_rows", "bytes_published", "num_subscribers", "fenced_generation", "damage", "subscribers")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     NUM_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_FULL_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +130,7 @@ class ShardStatus(_message.Message):
     NUM_SUBSCRIBERS_FIELD_NUMBER: _ClassVar[int]
     FENCED_GENERATION_FIELD_NUMBER: _ClassVar[int]
     DAMAGE_FIELD_NUMBER: _ClassVar[int]
+    SUBSCRIBERS_FIELD_NUMBER: _ClassVar[int]
     head: Version
     num_versions: int
     num_full: int
@@ -139,7 +140,8 @@ class ShardStatus(_message.Message):
     num_subscribers: int
     fenced_generation: int
     damage: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, head: _Optional[_Union[Version, _Mapping]] = ..., num_versions: _Optional[int] = ..., num_full: _Optional[int] = ..., num_delta: _Optional[int] = ..., num_rows: _Optional[int] = ..., bytes_published: _Optional[int] = ..., num_subscribers: _Optional[int] = ..., fenced_generation: _Optional[int] = ..., damage: _Optional[_Iterable[str]] = ...) -> None: ...
+    subscribers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, head: _Optional[_Union[Version, _Mapping]] = ..., num_versions: _Optional[int] = ..., num_full: _Optional[int] = ..., num_delta: _Optional[int] = ..., num_rows: _Optional[int] = ..., bytes_published: _Optional[int] = ..., num_subscribers: _Optional[int] = ..., fenced_generation: _Optional[int] = ..., damage: _Optional[_Iterable[str]] = ..., subscribers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
     __slots__ = ("version", "ready", "age_ms", "num_rows", "num_predictions", "num_unknown_ids", "applied", "num_reloads", "num_refused_requests", "last_refusal")

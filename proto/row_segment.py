@@ -8,7 +8,7 @@ safetensors blob whose metadata names format, table, dim and row format. An id i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -142,7 +142,7 @@ def split(segment: RowSegment, *, bytes_max: int, row_format: RowFormat = "float
     parts = [_part(segment, start, start + rows_each) for start in range(0, len(segment), rows_each)]
     deleted_ids_M = segment.deleted_ids_M
     parts += [
-        _only_deletes(segment, deleted_ids_M[start : start + deletes_each])
+        replace(_part(segment, 0, 0), deleted_ids_M=deleted_ids_M[start : start + deletes_each])
         for start in range(0, len(deleted_ids_M), deletes_each)
     ]
     return parts or [segment]
@@ -156,15 +156,6 @@ def _part(segment: RowSegment, start: int, end: int) -> RowSegment:
         for value in (getattr(segment, field.name),)
     }
     return RowSegment(table=segment.table, deleted_ids_M=segment.deleted_ids_M[:0], **columns)
-
-
-def _only_deletes(segment: RowSegment, deleted_ids_M: npt.NDArray[np.int64]) -> RowSegment:
-    return RowSegment(
-        table=segment.table,
-        ids_N=segment.ids_N[:0],
-        rows_ND=segment.rows_ND[:0],
-        deleted_ids_M=deleted_ids_M,
-    )
 
 
 def _check(segment: RowSegment, *, where: str) -> None:

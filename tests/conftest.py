@@ -44,7 +44,7 @@ class EmbeddedBroker:
     topics: list[str] = field(default_factory=list)
 
     def new_topic(self) -> str:
-        """A topic of three partitions that no other test has used; its dead letters go to `<name>-dead`."""
+        """A topic of three partitions that no other test has used."""
         return self.topics.pop()
 
     def stop(self) -> int:
@@ -86,8 +86,8 @@ def start_embedded_broker(
 @pytest.fixture(scope="session")
 def embedded_broker(start_embedded_broker: Callable[[dict[str, int]], EmbeddedBroker]) -> EmbeddedBroker:
     """One embedded broker for the session, with topics to take from."""
-    names = [f"topic-{number}" for number in range(40)]
-    broker = start_embedded_broker({name: 3 for name in names} | {f"{name}-dead": 1 for name in names})
+    names = [f"topic-{number}" for number in range(30)]
+    broker = start_embedded_broker(dict.fromkeys(names, 3))
     broker.topics = names
     return broker
 
@@ -119,7 +119,9 @@ class KafkaBroker:
         properties = self.directory / "server.properties"
         if not properties.exists():
             properties.write_text(self._properties())
-            self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties)).wait(60)
+            self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties)).wait(
+                60
+            )
         self.process = self._java("kafka.Kafka", str(properties))
         wait_for(self._accepts)
 

@@ -7,6 +7,7 @@ ranks and slots unchanged the id tables come back slot for slot and the run goes
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,9 +171,15 @@ class Checkpoints:
             }
             if same_layout:
                 self._load_exactly(recommender, window=window, state_blob=read(self._state_name))
-            for name in sorted(files):
-                if name.endswith(".rowseg") and (not same_layout or f".rank{self._ranks.rank}." in name):
-                    self._load_rows(recommender, decode(read(name), where=str(directory / name)))
+            self._load_rows(
+                recommender,
+                [
+                    decode(read(name), where=str(directory / name))
+                    for name in sorted(files)
+                    if name.endswith(".rowseg") and (not same_layout or f".rank{self._ranks.rank}." in name)
+                ],
+                exactly=same_layout,
+            )
         except (BlobError, KeyError, ValueError) as error:
             raise CheckpointError(f"{directory}: {error}") from error
         progress = Progress(
@@ -196,28 +203,47 @@ class Checkpoints:
             policy = policy_of(shard.config, num_slots=shard.slots_per_rank, config=self._config)
             recommender.replace_ids(table, IdTable.load(policy, _under(arrays, f"ids/{table}/")))
 
-    def _load_rows(self, recommender: Recommender, segment: RowSegment) -> None:
-        """Write the rows that this rank owns; keys the id table does not know yet are inserted."""
-        shard = recommender.shards[segment.table]
-        owned_N = owner_of(segment.ids_N, num_owners=self._ranks.world_size) == self._ranks.rank
-        keys_N = segment.ids_N[owned_N]
-        assert segment.state_N is not None
-        assert segment.scores_N is not None
-        assert segment.last_seen_s_N is not None
-        assert segment.updates_N is not None
-        slots_N = shard.ids.lookup(keys_N)
-        if (slots_N < 0).any():
-            slots_N = shard.ids.insert_rows(
-                keys_N,
-                scores_N=segment.scores_N[owned_N],
-                last_seen_s_N=segment.last_seen_s_N[owned_N],
-                updates_N=segment.updates_N[owned_N],
-            )
-        # Fewer slots than rows: what did not fit starts anew when it is seen again.
-        held_N = slots_N >= 0
-        place_N = torch.from_numpy(slots_N[held_N].astype(np.int64))
-        shard.rows.rows_CD[place_N] = torch.from_numpy(segment.rows_ND[owned_N][held_N])
-        shard.rows.state_C[place_N] = torch.from_numpy(segment.state_N[owned_N][held_N])
+    def _load_rows(self, recommender: Recommender, segments: list[RowSegment], *, exactly: bool) -> None:
+        """Write the rows that this rank owns.
+
+        Args: exactly: the id tables know every key already; otherwise they are inserted, a whole table
+            in one call, so that the best ones stay where not all fit.
+        """
+        for table, shard in recommender.shards.items():
+            mine = [segment for segment in segments if segment.table == table]
+            owned = [
+                owner_of(segment.ids_N, num_owners=self._ranks.world_size) == self._ranks.rank
+                for segment in mine
+            ]
+            keys_N = _joined(segment.ids_N[own_N] for segment, own_N in zip(mine, owned, strict=True))
+            if exactly:
+                slots_N = shard.ids.lookup(keys_N)
+            else:
+                slots_N = shard.ids.insert_rows(
+                    keys_N,
+                    scores_N=_owned_column(mine, owned, "scores_N"),
+                    last_seen_s_N=_owned_column(mine, owned, "last_seen_s_N"),
+                    updates_N=_owned_column(mine, owned, "updates_N"),
+                )
+            held_N = slots_N >= 0
+            if exactly and not held_N.all():
+                raise ValueError(f"table '{table}': rows of {int((~held_N).sum())} keys have no slot")
+            place_N = torch.from_numpy(slots_N[held_N])
+            rows_ND = _owned_column(mine, owned, "rows_ND")[held_N]
+            state_N = _owned_column(mine, owned, "state_N")[held_N]
+            shard.rows.rows_CD[place_N] = torch.from_numpy(rows_ND).to(shard.rows.rows_CD.device)
+            shard.rows.state_C[place_N] = torch.from_numpy(state_N).to(shard.rows.state_C.device)
+
+
+def _owned_column(
+    segments: list[RowSegment], owned: list[npt.NDArray[np.bool_]], name: str
+) -> npt.NDArray[Any]:
+    return _joined(getattr(segment, name)[own_N] for segment, own_N in zip(segments, owned, strict=True))
+
+
+def _joined(parts: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """A writable copy of all parts."""
+    return np.concatenate(list(parts))
 
 
 def rows_segment(shard: TableShard) -> RowSegment:
@@ -232,7 +258,7 @@ def rows_segment(shard: TableShard) -> RowSegment:
         state_N=shard.rows.state_C[place_N].detach().cpu().numpy(),
         scores_N=columns.scores_N,
         last_seen_s_N=columns.last_seen_s_N,
-        updates_N=columns.updates_N.astype(np.uint32),
+        updates_N=columns.updates_N,
     )
 
 

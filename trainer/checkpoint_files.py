@@ -4,6 +4,7 @@
 checkpoints/
   step-000000001200/     complete by construction: it got this name after everything in it was durable
     manifest.json        every file with its size and CRC32C, and the run's counters and positions
+    manifest.crc32c      the manifest's own CRC32C
     rank0.safetensors    ...
   LATEST                 names the newest; written after the rename, so it never names a torn one
 ```
@@ -22,6 +23,7 @@ from trainer.errors import CheckpointError
 from trainer.stream.columns import Position
 
 MANIFEST = "manifest.json"
+MANIFEST_CRC = "manifest.crc32c"
 LATEST = "LATEST"
 FORMAT = "freshet.checkpoint.1"
 
@@ -71,7 +73,9 @@ def commit(temporary: Path, manifest: CheckpointManifest) -> Path:
     """
     root = temporary.parent
     final = root / f"step-{manifest.step:012d}"
-    write_file(temporary / MANIFEST, msgspec.json.encode(manifest))
+    data = msgspec.json.encode(manifest)
+    write_file(temporary / MANIFEST, data)
+    write_file(temporary / MANIFEST_CRC, f"{crc32c(data):08x}\n".encode())
     _fsync_directory(temporary)
     if final.exists():
         shutil.rmtree(final)
@@ -110,9 +114,16 @@ def verify(directory: Path) -> CheckpointManifest:
     Raises: CheckpointError naming the file.
     """
     try:
-        manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=CheckpointManifest)
+        data = (directory / MANIFEST).read_bytes()
+        expected = (directory / MANIFEST_CRC).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{directory / MANIFEST}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    if expected != f"{crc32c(data):08x}\n".encode():
+        raise CheckpointError(
+            f"{directory / MANIFEST}: CRC32C {crc32c(data):08x} does not match {MANIFEST_CRC}; it is damaged"
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=CheckpointManifest)
     except msgspec.MsgspecError as error:
         raise CheckpointError(f"{directory / MANIFEST}: {error}") from error
     if manifest.format != FORMAT:

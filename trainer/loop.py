@@ -18,6 +18,7 @@ import structlog
 from trainer.checkpoint import Checkpoints, Progress
 from trainer.collectives import Ranks
 from trainer.config import Config
+from trainer.errors import FreshetError
 from trainer.metrics import QualityWindow
 from trainer.publisher import Phase, Publisher
 from trainer.recommender import Recommender
@@ -117,8 +118,7 @@ class TrainingLoop:
         if self._publisher is not None:
             self._start_publish(full=True)
         self._report(state="training")
-        wait_ms = self._config.train.batch_wait_ms
-        wait_s = wait_ms / 1000 if wait_ms else None
+        wait_s = self._config.train.batch_wait_ms / 1000
         while True:
             batch = self._source.poll_batch(self._recommender.batch_rows, timeout_s=wait_s)
             impressions = batch.impressions
@@ -127,7 +127,7 @@ class TrainingLoop:
             if agreed.num_impressions:
                 self._train(impressions, agreed)
             self._housekeeping(agreed)
-            if agreed.stop or (agreed.drained and not agreed.num_impressions):
+            if agreed.stop or agreed.drained:
                 break
         self._finish(drained=agreed.drained)
 
@@ -249,11 +249,13 @@ class TrainingLoop:
         """
         self._report(state="draining", force=True)
         publisher = self._publisher
-        if publisher is not None:
-            publisher.finish(self._publish_flags, now_ms=now_ms)
-            self._start_publish(full=True)
-            publisher.finish(self._publish_flags, now_ms=now_ms)
+        published = publisher is None or self._publish_everything(publisher)
         self._save_checkpoint()
+        if drained and not published:
+            raise FreshetError(
+                "the last version could not be published, so serving does not hold what was trained. "
+                "Nothing is lost: start again once the parameter server answers"
+            )
         if drained and publisher is not None:
             write_verification(
                 self._recommender,
@@ -270,6 +272,16 @@ class TrainingLoop:
             drained=drained,
             go_on="start again with --resume" if not drained else "the stream was trained to its end",
         )
+
+    def _publish_everything(self, publisher: Publisher) -> bool:
+        """The version on its way, then a last full one; a server that fails the first is not asked again."""
+        failed_before = publisher.totals.failed
+        publisher.finish(self._publish_flags, now_ms=now_ms)
+        if publisher.totals.failed > failed_before:
+            return False
+        self._start_publish(full=True)
+        publisher.finish(self._publish_flags, now_ms=now_ms)
+        return publisher.totals.failed == failed_before
 
     def _verification_impressions(self) -> list[Impressions]:
         """The newest impressions in pieces of a batch; the same number of pieces on every rank."""

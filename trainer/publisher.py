@@ -25,6 +25,7 @@ import structlog
 from param_server.client import (
     BlobKind,
     BlobRef,
+    FencedError,
     Manifest,
     ManifestPosition,
     ParamServerClient,
@@ -301,9 +302,15 @@ class Publisher:
             file.write(msgspec.json.encode(trace) + b"\n")
 
     def abandon(self) -> None:
-        """The version failed somewhere: everything stays pending and the next version is full. Collective."""
-        if self._job is not None and self._job.exception() is not None:
-            log.warning("version not published", error=str(self._job.exception()))
+        """The version failed somewhere: everything stays pending and the next version is full. Collective.
+
+        Raises: FencedError if a newer trainer has taken over: this one must end.
+        """
+        error = self._job.exception() if self._job is not None else None
+        if error is not None and (isinstance(error, FencedError) or not isinstance(error, ParamServerError)):
+            raise error
+        if error is not None:
+            log.warning("version not published", error=str(error))
         for shard in self._recommender.shards.values():
             shard.changed.abandon()
         self._needs_full = True

@@ -17,7 +17,6 @@ from feature_eviction import (
     StateError,
     TablePolicy,
 )
-from feature_eviction.id_table_state import _check
 
 CLASSES = (
     ClassPolicy(class_id=1, ttl_s=20),
@@ -161,12 +160,6 @@ def test_state_of_another_size_is_refused() -> None:
     state = full_table(8).state()
     with pytest.raises(StateError, match=r"'keys': int64 \[9\] expected, found int64 \[8\]"):
         IdTable.load(TablePolicy(num_slots=9, classes=CLASSES, count_sketch_width=16), state)
-
-
-def test_check_passes_what_holds() -> None:
-    _check("keys", True, "")
-    with pytest.raises(StateError, match="array 'keys': found"):
-        _check("keys", False, "found")
 
 
 def moved(table: IdTable, num_slots: int) -> tuple[IdTable, np.ndarray]:

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import FunctionType
+
+import numba
+import pytest
 
 from feature_eviction.jit import _drop_stale_cache, kernel
 
@@ -19,7 +23,12 @@ def test_kernels_older_than_any_source_are_compiled_anew(tmp_path: Path) -> None
     assert sorted(one.name for one in cache.iterdir()) == ["new.nbi"]
 
 
+def twice(value: int) -> int:
+    return 2 * value
+
+
 def test_kernel_without_a_place_for_its_cache_still_runs() -> None:
-    scope: dict[str, object] = {}
-    exec(compile("def twice(value):\n    return 2 * value\n", "<nowhere>", "exec"), scope)
-    assert kernel(scope["twice"])(21) == 42  # type: ignore[type-var,operator]
+    nowhere = FunctionType(twice.__code__.replace(co_filename="<nowhere>"), {})
+    with pytest.raises(RuntimeError, match="cannot cache function"):
+        numba.njit(cache=True)(nowhere)
+    assert kernel(nowhere)(21) == 42

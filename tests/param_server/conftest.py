@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -271,26 +272,22 @@ def wait_for_version(replica: ReplicaClient, version: Version) -> None:
     wait_until(lambda: replica.status().version == version)
 
 
-@dataclass(frozen=True)
-class Kit:
-    """The helpers above, for test modules (which import nothing from each other)."""
-
-    dim: int = DIM
-    tasks: tuple[str, ...] = TASKS
-    domains: tuple[str, ...] = DOMAINS
-    trainer: type[SyntheticTrainer] = SyntheticTrainer
-    make_program: Callable[..., bytes] = staticmethod(make_program)
-    make_signature: Callable[..., ServingSignature] = staticmethod(make_signature)
-    make_inputs: Callable[..., dict[str, np.ndarray]] = staticmethod(make_inputs)
-    all_keys: Callable[..., list[int]] = staticmethod(all_keys)
-    key: Callable[[int, int], int] = staticmethod(key)
-    wait_until: Callable[[Callable[[], bool]], None] = staticmethod(wait_until)
-    wait_for_version: Callable[[ReplicaClient, Version], None] = staticmethod(wait_for_version)
-
-
 @pytest.fixture
-def kit() -> Kit:
-    return Kit()
+def kit() -> SimpleNamespace:
+    """The helpers above, for test modules (which import nothing from each other)."""
+    return SimpleNamespace(
+        dim=DIM,
+        tasks=TASKS,
+        domains=DOMAINS,
+        trainer=SyntheticTrainer,
+        make_program=make_program,
+        make_signature=make_signature,
+        make_inputs=make_inputs,
+        all_keys=all_keys,
+        key=key,
+        wait_until=wait_until,
+        wait_for_version=wait_for_version,
+    )
 
 
 @pytest.fixture

@@ -63,7 +63,9 @@ def test_packed_rows_stay_within_their_error_and_other_columns_are_exact(row_for
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=4, max_size=4), min_size=1, max_size=6),
+    st.lists(
+        st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=4, max_size=4), min_size=1, max_size=6
+    ),
 )
 def test_an_int8_value_is_off_by_at_most_half_a_step(rows):
     rows_ND = np.array(rows, np.float32)

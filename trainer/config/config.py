@@ -72,11 +72,16 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     batch_size: int = 1024
     """Impressions of one step over all ranks together."""
     batch_wait_ms: int = 200
-    """A batch that has not filled within this time is trained as it is; 0 = always wait."""
+    """A batch that has not filled within this time is trained as it is."""
     device: Literal["cpu", "cuda"] = "cpu"
     num_threads: int = 1
     metrics_window: int = 50_000
     """Newest impressions of each domain that AUC and GAUC look at."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "batch_wait_ms", "num_threads", "metrics_window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
 
 
 class KafkaConfig(Section, frozen=True, kw_only=True):
@@ -106,6 +111,13 @@ class PublishConfig(Section, frozen=True, kw_only=True):
     segment_bytes_max: int = 4 << 20
     request_timeout_s: int = 30
 
+    def __post_init__(self) -> None:
+        for name in ("interval_ms", "full_every", "request_timeout_s"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 1 << 16 <= self.segment_bytes_max <= 4 << 20:
+            raise ValueError(f"segment_bytes_max must be in 64 KiB..4 MiB, found {self.segment_bytes_max}")
+
 
 class CheckpointConfig(Section, frozen=True, kw_only=True):
     """Where and how often the whole state is saved."""
@@ -114,6 +126,10 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
     """Empty = <run directory>/checkpoints."""
     interval_s: int = 15
     keep: int = 3
+
+    def __post_init__(self) -> None:
+        if self.interval_s < 1 or self.keep < 1:
+            raise ValueError("interval_s and keep must be at least 1")
 
 
 class ServingConfig(Section, frozen=True, kw_only=True):
@@ -136,6 +152,11 @@ class ProduceConfig(Section, frozen=True, kw_only=True):
     """Share of PEPNet's Table 1 populations."""
     event_days: float = 12.0
     """Event time that the whole stream spans."""
+
+    def __post_init__(self) -> None:
+        for name in ("impressions_per_s", "record_impressions", "scale", "event_days"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -171,7 +172,7 @@ def _quality(trainer: TrainerStatus, observation: Observation) -> RenderableType
     domains = [domain for domain, tasks in trainer.auc.items() if any(v is not None for v in tasks.values())]
     shown = domains[:_DOMAINS_SHOWN]
     title = "AUC (best possible)" + (f", {len(shown)} of {len(domains)} domains" if shown != domains else "")
-    table = Table(title=title, title_justify="left", pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("task")
     for domain in shown:
         table.add_column(domain, justify="right")
@@ -185,7 +186,7 @@ def _quality(trainer: TrainerStatus, observation: Observation) -> RenderableType
 
 
 def _table_fill(tables: Sequence[TableStatus]) -> RenderableType:
-    table = Table(pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("table", "rows", "fill", "bytes", "admitted", "evicted", "refused"):
         table.add_column(name, justify="left" if name in ("table", "evicted", "refused") else "right")
     for status in tables:
@@ -202,7 +203,7 @@ def _table_fill(tables: Sequence[TableStatus]) -> RenderableType:
 
 
 def _replicas(observation: Observation) -> RenderableType:
-    table = Table(pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("replica", "version", "age", "rows", "ready"):
         table.add_column(name)
     for name, state in observation.replicas.items():
@@ -238,7 +239,7 @@ def _ms(value: int | None) -> str:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{reason} {number:,}" for reason, number in sorted(counts.items())) or "0"
+    return ", ".join(f"{reason} {number:,}" for reason, number in sorted(counts.items()) if number) or "0"
 
 
 def _verified(replica: ReplicaSummary) -> str:

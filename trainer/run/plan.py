@@ -67,6 +67,11 @@ def resolve_config(config: Config, options: RunOptions) -> Config:
         impressions = config.impressions
     if impressions < 1:
         raise ConfigError(f"--impressions must be at least 1, found {impressions}")
+    if options.resume and options.bootstrap_servers is None:
+        raise ConfigError(
+            "--resume: the embedded broker forgets its topics when a run ends, so there is nothing to go on "
+            "with. Name a Kafka that stays with --bootstrap-servers, or run without --resume"
+        )
     checkpoints = Path(config.checkpoint.directory)
     if (
         config.checkpoint.directory
@@ -135,11 +140,19 @@ def _replica(number: int) -> ChildSpec:
 
 def _trainer(options: RunOptions, directory: RunDirectory) -> ChildSpec:
     launcher: tuple[str, ...] = ()
+    stopped_codes = ChildSpec.stopped_codes
     if options.num_ranks > 1:
         launcher = ("torch.distributed.run", "--standalone", f"--nproc-per-node={options.num_ranks}", "-m")
+        # torchrun passes SIGTERM on, waits for its workers, and then always leaves with exit code 1.
+        stopped_codes = (*stopped_codes, 1)
     run = (*launcher, "trainer", "train", "--config", str(directory.config), "--run-dir", str(directory.root))
-    # A checkpoint of a large table takes its time.
-    return replace(_python("trainer", *run), ends_itself=True, ready_timeout_s=None, stop_grace_s=60.0)
+    return replace(
+        _python("trainer", *run),
+        ends_itself=True,
+        ready_timeout_s=None,
+        stop_grace_s=60.0,  # a checkpoint of a large table takes its time
+        stopped_codes=stopped_codes,
+    )
 
 
 def _producer(config: Config, options: RunOptions, directory: RunDirectory) -> ChildSpec:

@@ -19,7 +19,7 @@ from trainer.run import guard
 
 _GUARD_SCRIPT = Path(guard.__file__)
 _TAIL_BYTES = 8192
-_ORPHAN_GRACE_S = 15.0
+_ORPHAN_GRACE_S = 8.0
 """At most this long does a child outlive a supervisor that was killed."""
 
 Facts = dict[str, str | int]
@@ -45,19 +45,28 @@ class ChildSpec:
     """`--ready-file PATH` is added to the command and this long is waited for it; None = no ready file."""
     stop_grace_s: float = 10.0
     """Between SIGTERM and SIGKILL."""
+    stopped_codes: tuple[int, ...] = (0, -signal.SIGTERM)
+    """Exit codes of a clean end after SIGTERM."""
 
 
 class Child:
     """A started process. Its guard ends with it, and it ends with its guard or with this process."""
 
     def __init__(
-        self, spec: ChildSpec, process: subprocess.Popen[bytes], *, log_path: Path, ready_path: Path
+        self,
+        spec: ChildSpec,
+        process: subprocess.Popen[bytes],
+        *,
+        log_path: Path,
+        log_begin: int,
+        ready_path: Path,
     ) -> None:
         self.spec = spec
         self.log_path = log_path
         self.was_told_to_stop = False
         self._process = process
         self._ready_path = ready_path
+        self._log_begin = log_begin
 
     @classmethod
     def start(
@@ -76,6 +85,7 @@ class Child:
         grace_s = min(spec.stop_grace_s, _ORPHAN_GRACE_S)
         guarded = [sys.executable, "-I", "-S", str(_GUARD_SCRIPT), str(os.getpid()), str(grace_s)]
         with log_path.open("ab") as log:
+            log_begin = log.tell()
             process = subprocess.Popen(
                 guarded + command,
                 stdin=subprocess.DEVNULL,
@@ -84,7 +94,7 @@ class Child:
                 start_new_session=True,  # a Ctrl-C of the terminal reaches the supervisor alone
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
-        return cls(spec, process, log_path=log_path, ready_path=ready_path)
+        return cls(spec, process, log_path=log_path, log_begin=log_begin, ready_path=ready_path)
 
     @property
     def pid(self) -> int:
@@ -109,10 +119,10 @@ class Child:
                 f"{self.spec.name}: its ready file {self._ready_path} is wrong: {error}"
             ) from error
 
-    def last_lines(self, count: int = 12) -> list[str]:
-        """The newest lines of its log, from at most 8 KiB of it."""
+    def last_lines(self, count: int = 20) -> list[str]:
+        """The newest lines it has written to its log, from at most 8 KiB of it."""
         with self.log_path.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            log.seek(max(self._log_begin, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
             return log.read(_TAIL_BYTES).decode(errors="replace").splitlines()[-count:]
 
     def terminate(self) -> None:
@@ -132,9 +142,9 @@ class Child:
             return None
 
     def ended_cleanly(self) -> bool:
-        """Exit code 0, or ended by the SIGTERM that it was sent."""
+        """Exit code 0, or one of the specification's if it was told to stop."""
         code = self.exit_code()
-        return code == 0 or (self.was_told_to_stop and code == -signal.SIGTERM)
+        return code == 0 or (self.was_told_to_stop and code in self.spec.stopped_codes)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:

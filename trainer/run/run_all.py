@@ -39,7 +39,7 @@ _REPLICA_TIMEOUT_S = 5.0
 
 PlanMaker = Callable[[Config, RunOptions, RunDirectory], RunPlan]
 
-_STEADY_AFTER_MS = 15_000
+_STEADY_AFTER_MS = 10_000
 """Impressions of the first seconds wait for code to be compiled; the steady figures leave them out."""
 
 
@@ -64,10 +64,10 @@ def run_all(
     with open_run_directory(options.out_dir, resume=options.resume) as directory, StopSignals() as signals:
         plan = make_plan(config, options, directory)
         run = _Run(config, options, directory, replicas=plan.replicas)
-        interrupted = run.go(plan, signals, connect)
+        run.go(plan, signals, connect)
         summary = run.conclude()
-    if interrupted is not None:
-        return 128 + interrupted.signal
+    if signals.received is not None:
+        return 128 + signals.received
     return 0 if all(check.passed for check in summary.checks) else 1
 
 
@@ -90,9 +90,8 @@ class _Run:
         self._unclean: list[str] = []
         self._stages: Stages | None = None
 
-    def go(self, plan: RunPlan, signals: StopSignals, connect: Connect) -> InterruptedRun | None:
-        """Stages 1 to 5. Returns: the signal that ended them early, if one did."""
-        interrupted: InterruptedRun | None = None
+    def go(self, plan: RunPlan, signals: StopSignals, connect: Connect) -> None:
+        """Stages 1 to 5; what ends them early is kept for the conclusion."""
         with View(self._console, live=self._live) as view, Supervisor(self._directory, signals) as supervisor:
             stages = Stages(self._config, plan, self._directory, observer=self._observer, view=view)
             self._stages = stages
@@ -104,16 +103,13 @@ class _Run:
                 stages.verify(supervisor)
                 # From here on a signal changes nothing but the haste.
             except InterruptedRun as signal_received:
-                interrupted = signal_received
                 self._ended = f"interrupted by {signal_received}"
             except (FreshetError, ParamServerError) as error:
                 self._ended = str(error)
             view.phase("stopping")
             supervisor.stop_all()
-            # Only now do the status files say their last.
             stages.close()
             self._unclean = supervisor.unclean()
-        return interrupted
 
     def conclude(self) -> Summary:
         """Stage 6: write the summary and the report, and show the final screen."""

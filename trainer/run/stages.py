@@ -121,9 +121,9 @@ class Stages:
             )
 
     def close(self) -> None:
-        """Take a last look at the status files and let go of the replicas."""
+        """Take a last look at the status files, which now say their last, and let go of the replicas."""
         links, self._links = self._links, {}
-        self.look()
+        self._observer.look(self.elapsed_s, {})
         for link in links.values():
             link.close()
 

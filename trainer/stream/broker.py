@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kafka import KafkaAdminClient, KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
@@ -159,7 +159,16 @@ def ensure_topic(topic: str, *, num_partitions: int, options: Mapping[str, Any])
 def _create_topic(topic: str, num_partitions: int, options: Mapping[str, Any]) -> str:
     """Returns: why it failed, or "" (a broker without an admin API may still create topics by itself)."""
     if options.get("api_version") == OLD_PROTOCOL:
-        return "the embedded broker has only the topics that it was started with"
+        # No admin API; but asking as a producer makes the embedded broker create the topic, with a
+        # number of partitions of its own.
+        producer = KafkaProducer(**options, max_block_ms=int(METADATA_WAIT_S * 1_000))
+        try:
+            producer.partitions_for(topic)
+        except KafkaError as error:
+            return str(error)
+        finally:
+            producer.close()
+        return ""
     try:
         admin = KafkaAdminClient(**options)
     except KafkaError as error:

@@ -65,7 +65,11 @@ class DeadLetterWriter:
         """
         if self._producer is None:
             ensure_topic(self._topic, num_partitions=1, options=self._options)
-            self._producer = KafkaProducer(**self._options, acks="all", max_request_size=1 << 26)
+            # Not idempotent: such a producer is unusable after the first refused record, and a letter
+            # may be there twice anyway.
+            self._producer = KafkaProducer(
+                **self._options, acks="all", enable_idempotence=False, max_request_size=1 << 26
+            )
         if len(self._pending) >= PENDING_MAX:
             self.flush()
         try:

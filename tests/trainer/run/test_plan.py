@@ -75,6 +75,16 @@ def test_several_ranks_are_started_by_torchrun(
     assert argv[2:8] == launcher
 
 
+def test_exit_code_of_a_stopped_torchrun_is_clean_for_it_alone(
+    small_config: Config, options: RunOptions, directory: RunDirectory
+) -> None:
+    config = resolve_config(small_config, options)
+    assert 1 not in plan_run(config, options, directory).trainer.stopped_codes
+    plan = plan_run(config, replace(options, num_ranks=2), directory)
+    assert 1 in plan.trainer.stopped_codes
+    assert not any(1 in spec.stopped_codes for spec in (*plan.services, plan.producer))
+
+
 @pytest.mark.parametrize(
     ("impressions", "seconds", "expected"),
     [(None, None, 200_000), (77, None, 77), (None, 1.5, 3_000), (77, 1.5, 77)],
@@ -116,7 +126,17 @@ def test_checkpoints_of_another_run_are_not_gone_on_from_unasked(
     (tmp_path / "kept" / "0001").mkdir(parents=True)
     with pytest.raises(ConfigError, match="--resume"):
         resolve_config(config, options)
-    assert resolve_config(config, replace(options, resume=True)).checkpoint == checkpoint
+    assert resolve_config(config, options_to_resume(options)).checkpoint == checkpoint
+
+
+def options_to_resume(options: RunOptions) -> RunOptions:
+    return replace(options, resume=True, bootstrap_servers="kafka.example:9092")
+
+
+def test_stream_that_is_gone_cannot_be_resumed(small_config: Config, options: RunOptions) -> None:
+    assert resolve_config(small_config, options_to_resume(options)).seed == small_config.seed
+    with pytest.raises(ConfigError, match="embedded broker forgets"):
+        resolve_config(small_config, replace(options, resume=True))
 
 
 def test_children_read_the_addresses_that_are_known(

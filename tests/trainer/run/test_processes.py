@@ -80,6 +80,14 @@ def test_exit_code_and_last_lines_are_the_childs_own(start: Start) -> None:
     assert not child.ended_cleanly()
 
 
+def test_lines_of_an_earlier_run_are_not_taken_for_its_own(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "dies-by-signal.log").write_text("an error of yesterday\n")
+    child = start("dies-by-signal")
+    assert child.wait(60) == -signal.SIGKILL
+    assert child.last_lines() == []
+    assert (tmp_path / "dies-by-signal.log").read_text() == "an error of yesterday\n"
+
+
 def test_end_by_a_signal_is_passed_through(start: Start) -> None:
     child = start("dies-by-signal")
     assert child.wait(60) == -signal.SIGKILL

@@ -1,0 +1,114 @@
+"""A trainer that is killed, again and again, ends in the state of one that never was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from trainer.config import Config, preset, to_toml
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NUM_IMPRESSIONS = 19_200
+BATCH_SIZE = 128
+
+
+def make_config(broker: Any) -> Config:
+    config = preset("quickstart")
+    topic = broker.new_topic()
+    return replace(
+        config,
+        model=replace(config.model, tower_widths=(16, 8), gate_hidden=8),
+        tables=(replace(config.tables[0], bytes_limit=1 << 20),),
+        # The stream is complete before training begins and batches wait until they are full, so that
+        # what a batch holds depends on the stream alone.
+        train=replace(config.train, batch_size=BATCH_SIZE, batch_wait_ms=20_000, metrics_window=2000),
+        kafka=replace(
+            config.kafka,
+            bootstrap_servers=broker.bootstrap_servers,
+            topic=topic,
+            dead_letter_topic=f"{topic}-dead",
+            num_partitions=3,
+            group=topic,
+        ),
+        checkpoint=replace(config.checkpoint, interval_s=1, keep=2),
+        serving=replace(config.serving, shard_address=""),
+        produce=replace(config.produce, impressions_per_s=1_000_000),
+    )
+
+
+def command(name: str, config: Path, run_dir: Path, *more: str) -> list[str]:
+    arguments = ["--config", str(config), "--run-dir", str(run_dir), *more]
+    return [sys.executable, "-m", "trainer", name, *arguments]
+
+
+def drained_manifest(config: Path, run_dir: Path) -> dict[str, Any]:
+    """Train to the end of the stream; the manifest of the last checkpoint."""
+    drain = run_dir / "control" / "drain"
+    drain.parent.mkdir(parents=True, exist_ok=True)
+    drain.touch()
+    done = subprocess.run(
+        command("train", config, run_dir),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    newest = max((run_dir / "checkpoints").glob("step-*"))
+    manifest: dict[str, Any] = json.loads((newest / "manifest.json").read_text())
+    return manifest
+
+
+def kill_in_the_middle(config: Path, run_dir: Path, *, after_impressions: int) -> int:
+    """Start training and SIGKILL it once it has come so far; what it had trained by then."""
+    status = run_dir / "status" / "trainer.json"
+    status.unlink(missing_ok=True)
+    process = subprocess.Popen(command("train", config, run_dir), cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 60
+    trained = 0
+    while trained < after_impressions:
+        assert process.poll() is None, "the trainer ended by itself"
+        assert time.monotonic() < deadline_s, f"only {trained} impressions were trained in time"
+        time.sleep(0.02)
+        if status.exists():
+            trained = json.loads(status.read_text())["impressions_trained"]
+    process.kill()
+    process.wait()
+    return trained
+
+
+@pytest.mark.timeout(290)
+def test_killed_trainer_ends_in_the_same_state_as_one_that_never_was(
+    embedded_broker: Any, tmp_path: Path
+) -> None:
+    """Invariant 3: every gradient once. Every file of the last checkpoint is equal, bit for bit."""
+    config = make_config(embedded_broker)
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config))
+    subprocess.run(
+        command("produce", path, tmp_path / "producer", "--impressions", str(NUM_IMPRESSIONS)),
+        cwd=REPOSITORY,
+        check=True,
+        timeout=60,
+    )
+    killed = tmp_path / "killed"
+    reached = [kill_in_the_middle(path, killed, after_impressions=num) for num in (3000, 7000, 12_000)]
+    assert max(reached) < NUM_IMPRESSIONS, "the last kill came too late to mean anything"
+    found = drained_manifest(path, killed)
+    expected = drained_manifest(path, tmp_path / "unbroken")
+
+    assert found["counters"]["impressions_trained"] == NUM_IMPRESSIONS
+    assert found["step"] == NUM_IMPRESSIONS // BATCH_SIZE
+    assert len(found["files"]) >= 3
+    assert {k: v for k, v in found.items() if k != "files"} == {
+        k: v for k, v in expected.items() if k != "files"
+    }
+    assert found["files"] == expected["files"]

@@ -1,0 +1,183 @@
+"""The synthetic stream is calibrated to Table 1, deterministic, and can be learned."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from trainer.config import Config, preset
+from trainer.config.schema import TaskConfig
+from trainer.data import table1
+from trainer.data.calibration import Calibration, measure, report
+from trainer.data.population import LIFETIME_DAYS_MAX, spread_ids
+from trainer.data.synthetic import EVENT_START_MS, SyntheticStream
+from trainer.errors import ConfigError
+from trainer.metrics import auc
+
+
+def _config(**changes) -> Config:
+    produce = changes.pop("produce", {})
+    base = preset("quickstart")
+    return msgspec.structs.replace(base, produce=msgspec.structs.replace(base.produce, **produce), **changes)
+
+
+@pytest.fixture(scope="module")
+def quickstart() -> Calibration:
+    return measure(preset("quickstart"))
+
+
+@pytest.fixture(scope="module")
+def small_stream() -> SyntheticStream:
+    return SyntheticStream(_config(impressions=10_000, produce={"scale": 0.005}))
+
+
+def test_shares_and_rates_are_those_of_table_1(quickstart):
+    np.testing.assert_allclose(quickstart.shares_D, table1.domain_shares(), atol=0.01)
+    np.testing.assert_allclose(quickstart.rates_DT, table1.RATES_DT, rtol=0.06)
+
+
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_overlaps_are_those_of_table_1(kind, quickstart):
+    found = quickstart.user_overlaps if kind == "user" else quickstart.item_overlaps
+    table = table1.USER_OVERLAPS if kind == "user" else table1.ITEM_OVERLAPS
+    for pair, share in table.items():
+        assert found[pair] == pytest.approx(share, abs=0.005), pair
+
+
+def test_the_best_possible_auc_of_click_leaves_room_to_learn(quickstart):
+    click = table1.TASKS.index("click")
+    assert (quickstart.best_auc_DT[:, click] > 0.78).all()
+    assert (quickstart.best_auc_DT[:, click] < 0.87).all()
+
+
+def test_the_stream_shows_more_ids_than_the_quickstart_table_can_hold(quickstart):
+    assert 60_000 <= quickstart.num_distinct["item_id"] <= 100_000
+    assert quickstart.num_distinct["user_id"] < 5_000
+
+
+def test_the_report_sets_every_task_beside_the_table(quickstart):
+    text = report(quickstart)
+    for index, task in enumerate(table1.TASKS):
+        assert any(
+            line.startswith(task) and f"{100 * table1.RATES_DT[2, index]:.2f} %" in line
+            for line in text.splitlines()
+        ), task
+
+
+@pytest.mark.parametrize("sizes", [(64, 1_000), (1, 999)])
+def test_the_stream_does_not_depend_on_the_batch_size(sizes):
+    config = _config(impressions=2_500, produce={"scale": 0.005})
+    first, second = (list(SyntheticStream(config).batches(size)) for size in sizes)
+    for name in ("request_ids_N", "user_ids_N", "event_time_ms_N", "labels_NT"):
+        left, right = (np.concatenate([getattr(i, name) for i, _ in parts]) for parts in (first, second))
+        np.testing.assert_array_equal(left, right)
+    left, right = (np.concatenate([i.sparse["tags"].ids_L for i, _ in parts]) for parts in (first, second))
+    np.testing.assert_array_equal(left, right)
+    left, right = (np.concatenate([truth for _, truth in parts]) for parts in (first, second))
+    np.testing.assert_array_equal(left, right)
+    assert [len(i) for i, _ in first[:-1]] == [sizes[0]] * (len(first) - 1)
+
+
+def test_another_seed_gives_another_stream():
+    one, two = (
+        next(SyntheticStream(_config(seed=seed, produce={"scale": 0.005})).batches(1_000))[0]
+        for seed in (1, 2)
+    )
+    assert (one.user_ids_N != two.user_ids_N).mean() > 0.9
+    assert not set(one.request_ids_N.tolist()) & set(two.request_ids_N.tolist())
+
+
+def test_users_and_items_belong_to_the_domain_that_shows_them(small_stream):
+    region_of_user = dict(
+        zip(small_stream.users.ids_U.tolist(), small_stream.users.regions_U.tolist(), strict=True)
+    )
+    region_of_item = dict(
+        zip(small_stream.items.ids_I.tolist(), small_stream.items.regions_I.tolist(), strict=True)
+    )
+    for impressions, _ in small_stream.batches(5_000):
+        items_N = impressions.sparse["item_id"].ids_L
+        for domain, user, item in zip(impressions.domain_N, impressions.user_ids_N, items_N, strict=True):
+            assert region_of_user[int(user)] >> int(domain) & 1
+            assert region_of_item[int(item)] >> int(domain) & 1
+
+
+def test_event_time_ascends_over_the_configured_days_and_items_die(small_stream):
+    impressions = [part for part, _ in small_stream.batches(10_000)][0]
+    times_N = impressions.event_time_ms_N
+    assert (np.diff(times_N) >= 0).all()
+    assert times_N[0] >= EVENT_START_MS
+    assert 11.9 < (times_N[-1] - EVENT_START_MS) / 86_400_000 <= 12.0
+    age_N = impressions.dense["item_age_h"]
+    assert (age_N >= 0).all()
+    assert age_N.max() < LIFETIME_DAYS_MAX * 24 + 2
+    items_N = impressions.sparse["item_id"].ids_L
+    assert not set(items_N[:500].tolist()) & set(items_N[-2_000:].tolist())
+
+
+def test_labels_follow_the_true_probabilities(small_stream):
+    parts = list(small_stream.batches(10_000))
+    labels_NT = np.concatenate([part.labels_NT for part, _ in parts])
+    truth_NT = np.concatenate([truth for _, truth in parts])
+    deviation_T = np.sqrt((truth_NT * (1 - truth_NT)).sum(axis=0))
+    assert (np.abs(labels_NT.sum(axis=0) - truth_NT.sum(axis=0)) < 5 * deviation_T).all()
+
+
+def test_groups_categories_and_authors_alone_teach_a_linear_model_something(quickstart):
+    """A floor far below what the network reaches: the effects are there to be learned."""
+    config = _config(impressions=100_000)
+    parts = [part for part, _ in SyntheticStream(config).batches(50_000)]
+    click = config.schema.task_names.index("click")
+
+    def logits(name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Smoothed log odds of click by id, from the first half, looked up for the second."""
+        train, test = (part.sparse[name].ids_L for part in parts)
+        ids, inverse = np.unique(train, return_inverse=True)
+        labels = parts[0].labels_NT[:, click]
+        mean = labels.mean()
+        clicked = np.bincount(inverse, labels) + 10 * mean
+        odds = np.log(clicked / (np.bincount(inverse) + 10 - clicked))
+        row = np.minimum(np.searchsorted(ids, test), len(ids) - 1)
+        return np.where(ids[row] == test, odds[row], np.log(mean / (1 - mean)))
+
+    score_N = sum(logits(name) for name in ("user_id", "author_id", "category"))
+    for domain in range(3):
+        row_M = parts[1].domain_N == domain
+        assert auc(score_N[row_M], parts[1].labels_NT[row_M, click]) > 0.65
+
+
+def test_ids_are_distinct_and_fit_52_bits():
+    ids_N = spread_ids(np.arange(200_000))
+    assert len(np.unique(ids_N)) == 200_000
+    assert ids_N.min() >= 0
+    assert ids_N.max() < 1 << 52
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"produce": {"scale": 0.0}}, "scale"),
+        ({"impressions": 0}, "impressions"),
+        ({"schema": preset("kuairand").schema, "tables": preset("kuairand").tables}, "no features"),
+    ],
+)
+def test_what_the_stream_cannot_do_is_named(changes, text):
+    with pytest.raises(ConfigError, match=text):
+        SyntheticStream(_config(**changes))
+
+
+def test_a_schema_with_fewer_tasks_and_domains_is_served_in_its_own_order():
+    base = preset("quickstart").schema
+    schema = msgspec.structs.replace(
+        base,
+        domains=("slide", "discovery"),
+        tasks=(TaskConfig(name="click"), TaskConfig(name="like")),
+        features=base.features[:3],
+    )
+    config = _config(schema=schema, impressions=20_000, produce={"scale": 0.005})
+    parts = list(SyntheticStream(config).batches(20_000))
+    impressions, truth_NT = parts[0]
+    assert truth_NT.shape == (20_000, 2)
+    assert set(impressions.sparse) == {"domain", "user_id", "user_group"}
+    rates = [truth_NT[impressions.domain_N == domain, 0].mean() for domain in (0, 1)]
+    assert rates == pytest.approx([0.5733, 0.1466], rel=0.1)

@@ -1,0 +1,58 @@
+"""Letters are stored or training stops."""
+
+from __future__ import annotations
+
+import pytest
+from kafka import KafkaConsumer
+from kafka.admin import KafkaAdminClient, NewTopic
+
+from trainer.errors import StreamError
+from trainer.stream.broker import Security, connect_options
+from trainer.stream.dead_letters import PENDING_MAX, DeadLetter, DeadLetterWriter
+
+
+def _letter(value: bytes, number: int = 0) -> DeadLetter:
+    return DeadLetter(value, "origin", 3, number, "not_decodable", "why", {})
+
+
+def _read(topic, options, num):
+    consumer = KafkaConsumer(topic, **options, auto_offset_reset="earliest")
+    records = []
+    while len(records) < num:
+        records += [record for part in consumer.poll(5_000).values() for record in part]
+    consumer.close()
+    return records
+
+
+def test_more_letters_than_may_wait_all_arrive(broker):
+    topic = broker.new_topic()
+    options = connect_options(broker.bootstrap_servers, security=Security(), timeout_s=10)
+    writer = DeadLetterWriter(topic, options=options)
+    num = PENDING_MAX + 10
+    for number in range(num):
+        writer.write(_letter(b"value %d" % number, number))
+    writer.close()
+    assert {record.value for record in _read(topic, options, num)} == {b"value %d" % n for n in range(num)}
+
+
+def test_a_value_too_large_for_the_topic_leaves_its_origin(kafka_broker):
+    topic = kafka_broker.new_topic() + "-small"
+    options = connect_options(kafka_broker.bootstrap_servers, security=Security(), timeout_s=10)
+    admin = KafkaAdminClient(**options)
+    admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "1000"})])
+    admin.close()
+    writer = DeadLetterWriter(topic, options=options)
+    writer.write(_letter(b"x" * 5_000, 17))
+    writer.close()
+    (record,) = _read(topic, options, 1)
+    headers = dict(record.headers)
+    assert record.value == b""
+    assert headers["freshet.value_omitted"] == b"5000"
+    assert headers["freshet.origin"] == b"origin/3/17"
+
+
+def test_a_topic_that_cannot_be_written_is_an_error(kafka_broker):
+    options = connect_options(kafka_broker.bootstrap_servers, security=Security(), timeout_s=10)
+    writer = DeadLetterWriter("not/a name", options=options)
+    with pytest.raises(StreamError, match="'not/a name'"):
+        writer.write(_letter(b"x"))

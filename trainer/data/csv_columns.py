@@ -1,0 +1,116 @@
+"""CSV files, plain or gzip, as numpy columns in blocks; a wrong line is named by its number.
+
+Shapes: N lines of a block.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.errors import DataError
+
+BLOCK_LINES = 65_536
+
+Columns = dict[str, npt.NDArray[np.float64]]
+
+
+def header(path: Path) -> list[str]:
+    """The names in the first line.
+
+    Raises: DataError if the file is missing, not readable or empty.
+    """
+    with _open(path) as text:
+        try:
+            return next(csv.reader(text))
+        except StopIteration:
+            raise DataError(f"{path}: the file is empty; expected a line with column names") from None
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{path}: not readable as CSV ({error})") from error
+
+
+def require(path: Path, found: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises: DataError naming the columns that are missing."""
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise DataError(f"{path}: column {', '.join(missing)} is missing; the file has {', '.join(found)}")
+
+
+def text_blocks(path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[tuple[str, ...]]]]:
+    """(number of the first line, the named columns as text), BLOCK_LINES lines at a time.
+
+    Raises: DataError for a missing column, or a line with too few or too many fields.
+    """
+    found = header(path)
+    require(path, found, names)
+    indices = [found.index(name) for name in names]
+    with _open(path) as text:
+        reader = csv.reader(text)
+        next(reader)
+        line = 2
+        while True:
+            try:
+                rows = list(itertools.islice(reader, BLOCK_LINES))
+            except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+                raise DataError(f"{path}: not readable after line {line} ({error})") from error
+            if not rows:
+                return
+            for index, row in enumerate(rows):
+                if len(row) != len(found):
+                    raise DataError(
+                        f"{path}, line {line + index}: expected {len(found)} fields, found {len(row)}"
+                    )
+            yield line, [tuple(row[index] for row in rows) for index in indices]
+            line += len(rows)
+
+
+def number_blocks(path: Path, names: Sequence[str]) -> Iterator[Columns]:
+    """The named columns as float64 [N] (exact for integers up to 2^53).
+
+    Raises: DataError naming the line and the value that is not a finite number.
+    """
+    for line, columns in text_blocks(path, names):
+        yield {
+            name: numbers(path, name, column, first_line=line)
+            for name, column in zip(names, columns, strict=True)
+        }
+
+
+def numbers(path: Path, name: str, column: Sequence[str], *, first_line: int) -> npt.NDArray[np.float64]:
+    """Text to float64 [N]; raises DataError naming the line that is not a finite number."""
+    try:
+        values_N = np.array(column).astype(np.float64)
+    except ValueError:
+        values_N = np.array([_number_or_nan(value) for value in column])
+    wrong_N = np.flatnonzero(~np.isfinite(values_N))
+    if len(wrong_N):
+        first = int(wrong_N[0])
+        raise DataError(
+            f"{path}, line {first_line + first}: column {name} must be a number, found '{column[first]}'"
+        )
+    return values_N
+
+
+def _number_or_nan(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return float("nan")
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        if path.suffix == ".gz":
+            return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8", newline="")
+        return path.open(encoding="utf-8", newline="")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
