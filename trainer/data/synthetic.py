@@ -27,9 +27,11 @@ from trainer.stream.slicing import concat_impressions, slice_impressions
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-CHUNK = 1_024
-"""Impressions drawn at once; each chunk has its own generator, so the stream does not depend on the
-batch size in which it is read."""
+CHUNK_MAX = 1_024
+CHUNK_S_MAX = 7_200.0
+"""Impressions drawn at once, and the event time that they may span, since they share one set of items.
+Each chunk has its own generator, so the stream does not depend on the batch size in which it is read."""
+CHUNK_MIN = 16
 EVENT_START_MS = 1_662_854_400_000
 """2022-09-11 00:00 UTC, the first day of Table 1."""
 EXPOSURE_STEP_S = 3_600.0
@@ -91,6 +93,8 @@ class SyntheticStream:
         self._seed = config.seed
         self.num_impressions = config.impressions
         self._event_s = config.produce.event_days * 86_400.0
+        num_at_once = int(config.impressions * CHUNK_S_MAX / self._event_s)
+        self._chunk = min(CHUNK_MAX, max(CHUNK_MIN, num_at_once))
         rng = np.random.default_rng([config.seed, 0])
         scale = config.produce.scale
         self.users = population.make_users(rng, scale=scale, loads_T=COMMON_LOADS_T)
@@ -139,14 +143,14 @@ class SyntheticStream:
             )
 
     def _chunks(self) -> Iterator[tuple[Impressions, Floats]]:
-        """The whole stream, CHUNK impressions at a time."""
+        """The whole stream, a chunk at a time."""
         click = table1.TASKS.index("click")
         # A running click rate of each domain, begun at the table's with the weight of 1000 impressions.
         shown_D = np.full(len(table1.DOMAINS), 1_000.0)
         clicked_D = table1.RATES_DT[:, click] * shown_D
-        for chunk, first in enumerate(range(0, self.num_impressions, CHUNK)):
+        for chunk, first in enumerate(range(0, self.num_impressions, self._chunk)):
             rng = np.random.default_rng([self._seed, 1, chunk])
-            num = min(CHUNK, self.num_impressions - first)
+            num = min(self._chunk, self.num_impressions - first)
             step_s = self._event_s / self.num_impressions
             event_s_N = (first + np.arange(num) + rng.random(num)) * step_s
             draw = self._draw(rng, event_s_N)
@@ -203,8 +207,8 @@ class SyntheticStream:
         """The bias at which the mean probability of every domain and task is the table's rate."""
         rng = np.random.default_rng([self._seed, 2])
         start_s_C = np.arange(CALIBRATION_CHUNKS) / CALIBRATION_CHUNKS * self._event_s
-        chunk_s = self._event_s * min(1.0, CHUNK / max(1, self.num_impressions))
-        draws = [self._draw(rng, start_s + np.sort(rng.random(CHUNK)) * chunk_s) for start_s in start_s_C]
+        chunk_s = self._event_s * min(1.0, self._chunk / self.num_impressions)
+        draws = [self._draw(rng, start_s + np.sort(rng.random(CHUNK_MAX)) * chunk_s) for start_s in start_s_C]
         domain_N = np.concatenate([draw.domain_N for draw in draws])
         logits_NT = np.concatenate([self._logits(draw) for draw in draws]).astype(np.float64)
         low_DT, high_DT = np.full_like(table1.RATES_DT, -20.0), np.full_like(table1.RATES_DT, 20.0)

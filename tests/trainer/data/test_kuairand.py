@@ -95,7 +95,10 @@ def test_merging_in_small_blocks_loses_and_reorders_nothing(block, tmp_path, mon
 
 
 def test_the_trace_has_likes_and_hates_for_every_row(tmp_path):
-    header = "user_id,video_id,time_ms,is_click,is_follow,is_comment,is_forward,long_view,duration_ms,is_like_or_hate"
+    header = (
+        "user_id,video_id,time_ms,is_click,is_follow,is_comment,is_forward,long_view,duration_ms,"
+        "is_like_or_hate"
+    )
     path = _write(
         tmp_path / "trace_a.csv", ["1,10,5,1,0,0,0,1,3000,1", "2,10,6,0,0,0,0,0,3000,0"], header=header
     )

@@ -103,7 +103,7 @@ def test_users_and_items_belong_to_the_domain_that_shows_them(small_stream):
 
 
 def test_event_time_ascends_over_the_configured_days_and_items_die(small_stream):
-    impressions = [part for part, _ in small_stream.batches(10_000)][0]
+    impressions = next(part for part, _ in small_stream.batches(10_000))
     times_N = impressions.event_time_ms_N
     assert (np.diff(times_N) >= 0).all()
     assert times_N[0] >= EVENT_START_MS
@@ -156,7 +156,7 @@ def test_ids_are_distinct_and_fit_52_bits():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"produce": {"scale": 0.0}}, "scale"),
+        ({"produce": {"scale": 1e-5}}, "scale"),
         ({"impressions": 0}, "impressions"),
         ({"schema": preset("kuairand").schema, "tables": preset("kuairand").tables}, "no features"),
     ],
