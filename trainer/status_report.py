@@ -18,7 +18,7 @@ from trainer.run.status import Quality, TableStatus, TrainerStatus
 from trainer.stream.source import KafkaSource
 
 RATE_WINDOW_S = 5.0
-QUALITY_INTERVAL_S = 2.0
+QUALITY_INTERVAL_S = 5.0
 
 
 class _RankStatus(msgspec.Struct, kw_only=True):

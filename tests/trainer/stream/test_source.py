@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from trainer.config.config import KafkaConfig
 from trainer.config.schema import SchemaConfig
 from trainer.errors import StreamError
+from trainer.stream import source as source_module
 from trainer.stream.broker import Security, connect_options
 from trainer.stream.columns import Position
 from trainer.stream.record import encode_record
@@ -113,6 +115,18 @@ def test_prefetching_stops_at_its_bound(filled, open_source):
         most = max(most, source.num_buffered)
     # Each of the three partitions may pass its third of 120 by less than one record.
     assert 40 <= most < 120 + 3 * ROWS
+
+
+@pytest.mark.timeout(90)
+def test_a_backlog_far_beyond_the_prefetch_never_stands_still(
+    broker, kafka_config, send_values, make_impressions, schema, open_source, monkeypatch
+):
+    """Partitions are paused and resumed many times; without the escape a lost one would stop everything."""
+    monkeypatch.setattr(source_module, "ORDER_WAIT_S", float("inf"))
+    config = kafka_config(broker, broker.new_topic(), prefetch_impressions_max=300)
+    send_values(config, _records(schema, make_impressions, num=1_500))
+    source = open_source(config)
+    assert _drain(source, itertools.repeat(64)) == list(range(1_500 * ROWS))
 
 
 def test_ranks_share_the_partitions_without_overlap(filled, open_source):
