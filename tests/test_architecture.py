@@ -126,9 +126,7 @@ def test_every_package_is_listed_for_the_wheel() -> None:
     """A folder with modules that the wheel lacks would be missed only after installing it."""
     import tomllib
 
-    listed = set(
-        tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    )
+    listed = set(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     there = {
         str(path.parent.relative_to(REPOSITORY)).replace("/", ".")
         for package in PACKAGES

@@ -14,13 +14,17 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from trainer.errors import ConfigError
+
 
 class Ranks:
     """The process group of a run; one rank is the same code with nobody to talk to."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
+        self.device = device
+        """Where this rank's tables and dense model live."""
 
     def sum(self, values_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return self._reduce(values_N, dist.ReduceOp.SUM)
@@ -90,14 +94,27 @@ class Ranks:
             dist.barrier()
 
 
-def start_ranks() -> Ranks:
+def start_ranks(device: str = "cpu") -> Ranks:
     """Join the process group that torchrun describes, or make a group of one.
 
-    A plain start needs no address: its one-rank store lives in this process.
+    Ids and decisions travel over gloo on any device; what lies on GPUs travels over NCCL. A plain start
+    needs no address: its one-rank store lives in this process.
+    Raises: ConfigError if a GPU is asked for and there is none.
     """
+    backend = "gloo"
+    here = torch.device("cpu")
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                "train.device is 'cuda', and PyTorch sees no GPU; use 'cpu', or install the GPU build "
+                "(make env DEVICE=cuda)"
+            )
+        backend = "cpu:gloo,cuda:nccl"
+        here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(here)
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo", timeout=timedelta(minutes=10))
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
     else:
         os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    return Ranks()
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    return Ranks(here)

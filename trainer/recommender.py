@@ -69,7 +69,7 @@ class Recommender:
         torch.manual_seed(config.seed)
         self._config = config
         self._ranks = ranks
-        self._device = torch.device(config.train.device)
+        self._device = ranks.device
         self.layout = FeatureLayout.of(config.schema)
         self.keys = KeyMaker(config.schema)
         self.batch_rows = max(1, config.train.batch_size // ranks.world_size)
@@ -199,8 +199,8 @@ def slots_for(table: TableConfig, *, world_size: int, config: Config) -> int:
     num_slots = num_slots_for_budget(table.bytes_limit // world_size, bytes_per_row=row_bytes, policy=policy)
     if num_slots < 1:
         raise ConfigError(
-            f"table '{table.name}': bytes_limit {table.bytes_limit} over {world_size} ranks holds no row: one "
-            f"needs {row_bytes + table_bytes(1, policy=policy)} bytes. Raise bytes_limit."
+            f"table '{table.name}': bytes_limit {table.bytes_limit} over {world_size} ranks holds no row: "
+            f"one needs {row_bytes + table_bytes(1, policy=policy)} bytes. Raise bytes_limit."
         )
     return num_slots
 

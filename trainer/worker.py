@@ -42,7 +42,7 @@ def run_worker(config: Config, *, run_dir: Path, security: Security) -> None:
     )
     for path in (paths.status, paths.drain):
         path.parent.mkdir(parents=True, exist_ok=True)
-    ranks = start_ranks()
+    ranks = start_ranks(config.train.device)
     if ranks.rank == 0:
         write_status(paths.status, TrainerStatus(state="starting"))
     with ExitStack() as cleanup:

@@ -105,7 +105,7 @@ class SchemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             same = (feature.dim, feature.ttl_s, feature.protected, feature.admission)
             if same != (first.dim, first.ttl_s, first.protected, first.admission):
                 raise ValueError(
-                    f"schema: features '{first.name}' and '{feature.name}' share class_id {feature.class_id}; "
+                    f"schema: features '{first.name}' and '{feature.name}' share class_id {first.class_id}; "
                     "their dim, ttl_s, protected and admission must be equal"
                 )
 

@@ -25,7 +25,7 @@ from trainer.stream.columns import Position
 from trainer.stream.dead_letters import DeadLetter, DeadLetterWriter
 from trainer.stream.record import DecodedRecord, RecordError, decode_record
 
-POLL_RECORDS = 64
+POLL_RECORDS = 1 << 30
 """All that was fetched: kafka-python 3.0.12 forgets a fetch that was read in part when its partition is
 paused and resumed (the partition then stands still). Memory stays bounded by fetch_bytes_max."""
 POLL_IDLE_MS = 100
