@@ -30,6 +30,7 @@ check: lint types test
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m proto.generate --check
 
 types: $(READY)
 	$(BIN)/mypy

@@ -101,7 +101,33 @@ class Prediction:
     age_ms: int
 
 
-class ParamServerClient:
+class _Connection:
+    """A channel to one process, its errors in our words; a context manager."""
+
+    def __init__(self, address: str, *, name: str, timeout_s: float) -> None:
+        self._where = f"{name} {address}"
+        self._timeout_s = timeout_s
+        self._channel = open_channel(address)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise translate(error, where=self._where) from error
+
+
+class ParamServerClient(_Connection):
     """One connection to a shard. Calls wait for the shard up to `timeout_s`, restarts included.
 
     After UnavailableError or MissingBlobError the caller repeats `publish` and `commit` with the same
@@ -110,9 +136,7 @@ class ParamServerClient:
 
     def __init__(self, address: str, timeout_s: float) -> None:
         """Raises: AddressError unless the address is a loopback host:port."""
-        self._where = f"shard {address}"
-        self._timeout_s = timeout_s
-        self._channel = open_channel(address)
+        super().__init__(address, name="shard", timeout_s=timeout_s)
         self._stub: Any = param_server_pb2_grpc.ParamServerStub(self._channel)  # type: ignore[no-untyped-call]
 
     def open_generation(self, at_least: int) -> tuple[int, Version | None]:
@@ -164,32 +188,13 @@ class ParamServerClient:
             damage=tuple(reply.damage),
         )
 
-    def close(self) -> None:
-        self._channel.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return method(request, timeout=self._timeout_s, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise translate(error, where=self._where) from error
-
-
-class ReplicaClient:
+class ReplicaClient(_Connection):
     """One connection to a serving replica."""
 
     def __init__(self, address: str, timeout_s: float = 10.0) -> None:
         """Raises: AddressError unless the address is a loopback host:port."""
-        self._where = f"replica {address}"
-        self._timeout_s = timeout_s
-        self._channel = open_channel(address)
+        super().__init__(address, name="replica", timeout_s=timeout_s)
         self._replica: Any = param_server_pb2_grpc.ReplicaStub(self._channel)  # type: ignore[no-untyped-call]
         self._inference: Any = open_inference_pb2_grpc.GRPCInferenceServiceStub(  # type: ignore[no-untyped-call]
             self._channel
@@ -223,23 +228,6 @@ class ReplicaClient:
             version=Version.parse(reply.parameters["version"].string_param),
             age_ms=reply.parameters["age_ms"].int64_param,
         )
-
-    def close(self) -> None:
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return method(request, timeout=self._timeout_s, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise translate(error, where=self._where) from error
 
 
 def _parts(version: Version, blobs: Iterable[tuple[BlobKind, str, bytes]]) -> Iterator[param_server_pb2.Blob]:

@@ -63,6 +63,7 @@ def generate() -> dict[str, str]:
         return {
             path.name: _finish(path.name, path.read_text(encoding="utf-8"))
             for path in sorted((Path(folder) / "proto").iterdir())
+            if not (path.name.endswith("_grpc.py") and not _has_services(path))
         }
 
 
@@ -93,6 +94,11 @@ def _finish(name: str, text: str) -> str:
     if text.count(SHARED_POOL) != 1:
         raise RuntimeError(f"{name}: expected one `{SHARED_POOL}`; the compiler's template has changed")
     return text.replace(SHARED_POOL, PRIVATE_POOL)
+
+
+def _has_services(generated: Path) -> bool:
+    """The compiler writes a file of stubs for every .proto, with nothing in it where there is no service."""
+    return "\nclass " in generated.read_text(encoding="utf-8")
 
 
 def _read(path: Path) -> str | None:

@@ -22,6 +22,13 @@ START_TIMEOUT_S = 60.0
 JAVA_OPTIONS = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dlog4j2.level=WARN")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With FRESHET_NO_SKIPS (CI) a skipped test fails the run: there everything that tests need is present."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("FRESHET_NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """A port of loopback that nothing listens on at the moment."""
