@@ -23,7 +23,7 @@ JAVA_OPTIONS = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLev
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With FRESHET_NO_SKIPS (CI) a skipped test fails the run: there everything that tests need is present."""
+    """With FRESHET_NO_SKIPS, as in CI, a skipped test fails the run: all that tests need is there."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("FRESHET_NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

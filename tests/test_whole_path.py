@@ -100,6 +100,45 @@ def test_real_feedback_streams_through_the_path(tmp_path: Path) -> None:
     assert summary["best_possible_auc"] == {}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(580)
+def test_quickstart_reaches_its_goals(tmp_path: Path) -> None:
+    """The preset as `make run` starts it: quality, budget and evictions at its full length."""
+    out = tmp_path / "run"
+    done = run("--preset", "quickstart", "--out", str(out), timeout_s=550)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    domains = {"discovery", "featured_video", "slide"}
+    summary = check_summary(out, impressions=200_000, domains=domains)
+    for domain in domains:
+        assert summary["best_possible_auc"][domain]["click"] > 0.75
+        assert summary["auc"][domain]["click"] > 0.70
+    assert summary["table"]["evicted"]["score"] > 0
+    assert summary["table"]["evicted"]["expired"] > 0
+    assert summary["rows_held_back"]["update_limit"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_all_of_the_recorded_feedback_streams_through_the_path(tmp_path: Path) -> None:
+    directory = os.environ.get("KUAIRAND_DIR")
+    if not directory:
+        pytest.skip("KUAIRAND_DIR is not set: no recorded feedback to stream")
+    out = tmp_path / "run"
+    done = run("--data", str(Path(directory) / "trace_0408_0417.csv.gz"), "--out", str(out))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    summary = check_summary(out, impressions=33_485, domains={"main"})
+    assert sum(summary["table"]["evicted"].values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_two_ranks_take_the_whole_path(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run("--impressions", "8000", "--ranks", "2", "--out", str(out))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    check_summary(out, impressions=8000, domains={"discovery", "featured_video", "slide"})
+
+
 @pytest.mark.timeout(120)
 def test_interrupt_stops_every_process_cleanly(tmp_path: Path) -> None:
     """A Ctrl-C in the terminal: SIGINT to the whole foreground group, in the middle of training."""

@@ -22,7 +22,7 @@ from trainer.errors import FreshetError
 from trainer.metrics import QualityWindow
 from trainer.publisher import Phase, Publisher
 from trainer.recommender import Recommender
-from trainer.run.status import write_status
+from trainer.run.status import RunState, write_status
 from trainer.status_report import StatusReporter, sum_by_key
 from trainer.stream.columns import Impressions
 from trainer.stream.slicing import concat_impressions, empty_impressions, slice_impressions
@@ -65,6 +65,7 @@ class Agreement:
     drained: bool
     publish: bool
     checkpoint: bool
+    report: bool
     publish_done: bool
     publish_failed: bool
 
@@ -154,6 +155,7 @@ class TrainingLoop:
                     not self._is_drained(),
                     publish_due,
                     checkpoint_due,
+                    first and self._timers.due(self._timers.status_s, STATUS_INTERVAL_S),
                     publisher is not None and not publisher.job_done,
                     publisher is not None and publisher.job_failed,
                 ],
@@ -168,8 +170,9 @@ class TrainingLoop:
             drained=sums[2] == 0,
             publish=sums[3] > 0,
             checkpoint=sums[4] > 0,
-            publish_done=sums[5] == 0,
-            publish_failed=sums[6] > 0,
+            report=sums[5] > 0,
+            publish_done=sums[6] == 0,
+            publish_failed=sums[7] > 0,
         )
 
     def _is_drained(self) -> bool:
@@ -215,7 +218,7 @@ class TrainingLoop:
                 self._start_publish(full=False)
         if agreed.checkpoint:
             self._save_checkpoint()
-        if self._timers.due(self._timers.status_s, STATUS_INTERVAL_S) or self._ranks.world_size > 1:
+        if agreed.report:
             self._report(state="draining" if self._end_offsets is not None else "training")
 
     def _start_publish(self, *, full: bool) -> None:
@@ -247,7 +250,7 @@ class TrainingLoop:
         3. A checkpoint, so that a later start goes on from here.
         4. After a drain: predictions for the newest impressions, for replicas to be held against.
         """
-        self._report(state="draining", force=True)
+        self._report(state="draining")
         publisher = self._publisher
         published = publisher is None or self._publish_everything(publisher)
         self._save_checkpoint()
@@ -264,7 +267,7 @@ class TrainingLoop:
                 version=publisher.totals.head,
                 path=self._paths.verification if self._ranks.rank == 0 else None,
             )
-        self._report(state="stopped", force=True)
+        self._report(state="stopped")
         log.info(
             "stopped",
             step=self._progress.step,
@@ -302,11 +305,8 @@ class TrainingLoop:
         sums = self._ranks.sum(np.array([not self._publisher.job_done, self._publisher.job_failed], np.int64))
         return sums[0] == 0, sums[1] > 0
 
-    def _report(self, *, state: str, force: bool = False) -> None:
-        """Write rank 0's status file. Collective when it is due, since tables are summed over ranks."""
-        due = np.array([force or self._timers.due(self._timers.status_s, STATUS_INTERVAL_S)], np.int64)
-        if not (self._ranks.max(due)[0] if self._ranks.world_size > 1 else due[0]):
-            return
+    def _report(self, *, state: RunState) -> None:
+        """Write rank 0's status file. Collective: tables are summed over ranks."""
         self._timers.status_s = time.monotonic()
         status = self._reporter.report(
             state,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Literal, cast
 
 import msgspec
 
@@ -14,7 +13,7 @@ from trainer.config import Config
 from trainer.metrics import QualityWindow
 from trainer.publisher import Publisher
 from trainer.recommender import Recommender
-from trainer.run.status import Quality, TableStatus, TrainerStatus
+from trainer.run.status import Quality, RunState, TableStatus, TrainerStatus
 from trainer.stream.source import KafkaSource
 
 RATE_WINDOW_S = 5.0
@@ -46,7 +45,7 @@ class StatusReporter:
 
     def report(
         self,
-        state: str,
+        state: RunState,
         *,
         recommender: Recommender,
         source: KafkaSource,
@@ -66,7 +65,7 @@ class StatusReporter:
             self._quality = window.qualities()
             self._quality_s = time.monotonic()
         status = TrainerStatus(
-            state=cast(Literal["starting", "training", "draining", "stopped"], state),
+            state=state,
             generation=progress.generation,
             step=progress.step,
             impressions_trained=progress.impressions_trained,

@@ -15,6 +15,9 @@ Quality = dict[str, dict[str, float | None]]
 """domain -> task -> value; None = not defined there (no positives or no negatives)."""
 
 
+RunState = Literal["starting", "training", "draining", "stopped"]
+
+
 class TableStatus(msgspec.Struct, kw_only=True):
     """One table, summed over ranks."""
 
@@ -31,7 +34,7 @@ class TableStatus(msgspec.Struct, kw_only=True):
 class TrainerStatus(msgspec.Struct, kw_only=True):
     """`trainer.json`, written by rank 0."""
 
-    state: Literal["starting", "training", "draining", "stopped"]
+    state: RunState
     generation: int = 0
     step: int = 0
     impressions_trained: int = 0
