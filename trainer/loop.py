@@ -82,48 +82,39 @@ class Timers:
         return time.monotonic() - last_s >= interval_s
 
 
+@dataclass(kw_only=True)
 class TrainingLoop:
     """Owns the order of things; each part it drives owns its own state."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        recommender: Recommender,
-        source: KafkaSource,
-        publisher: Publisher | None,
-        checkpoints: Checkpoints,
-        window: QualityWindow,
-        progress: Progress,
-        ranks: Ranks,
-        paths: LoopPaths,
-        stop: StopSwitch,
-    ) -> None:
-        self._config = config
-        self._recommender = recommender
-        self._source = source
-        self._publisher = publisher
-        self._checkpoints = checkpoints
-        self._window = window
-        self._progress = progress
-        self._ranks = ranks
-        self._paths = paths
-        self._stop = stop
-        self._timers = Timers()
-        self._reporter = StatusReporter(config, ranks=ranks)
-        self._recent: deque[Impressions] = deque()
-        self._end_offsets: dict[int, int] | None = None
+    config: Config
+    recommender: Recommender
+    source: KafkaSource
+    publisher: Publisher | None
+    checkpoints: Checkpoints
+    window: QualityWindow
+    progress: Progress
+    ranks: Ranks
+    paths: LoopPaths
+    stop: StopSwitch
+    _timers: Timers = field(default_factory=Timers, init=False)
+    _recent: deque[Impressions] = field(default_factory=deque, init=False)
+    """The newest impressions trained, for the verification at the end."""
+    _end_offsets: dict[int, int] | None = field(default=None, init=False)
+    """Where each partition ended when the drain was asked for."""
+
+    def __post_init__(self) -> None:
+        self._reporter = StatusReporter(self.config, ranks=self.ranks)
 
     def run(self) -> None:
         """Train until the stream is drained or a stop is asked for; then publish, save and report."""
-        if self._publisher is not None:
+        if self.publisher is not None:
             self._start_publish(full=True)
         self._report(state="training")
-        wait_s = self._config.train.batch_wait_ms / 1000
+        wait_s = self.config.train.batch_wait_ms / 1000
         while True:
-            batch = self._source.poll_batch(self._recommender.batch_rows, timeout_s=wait_s)
+            batch = self.source.poll_batch(self.recommender.batch_rows, timeout_s=wait_s)
             impressions = batch.impressions
-            self._progress.dead_letters = sum_by_key([self._progress.dead_letters, batch.dead_letters])
+            self.progress.dead_letters = sum_by_key([self.progress.dead_letters, batch.dead_letters])
             agreed = self._agree(impressions)
             if agreed.num_impressions:
                 self._train(impressions, agreed)
@@ -134,24 +125,24 @@ class TrainingLoop:
 
     def _agree(self, impressions: Impressions) -> Agreement:
         """Exchange what each rank has, wants and has finished. Collective."""
-        publisher = self._publisher
+        publisher = self.publisher
         newest_ms = int(impressions.event_time_ms_N.max()) if len(impressions) else 0
-        first = self._ranks.rank == 0
+        first = self.ranks.rank == 0
         publish_due = (
             first
             and publisher is not None
             and publisher.phase is Phase.IDLE
-            and self._timers.due(self._timers.publish_s, self._config.publish.interval_ms / 1000)
+            and self._timers.due(self._timers.publish_s, self.config.publish.interval_ms / 1000)
         )
         checkpoint_due = first and self._timers.due(
-            self._timers.checkpoint_s, self._config.checkpoint.interval_s
+            self._timers.checkpoint_s, self.config.checkpoint.interval_s
         )
         # One message: sums in front, and "all ranks" is "no rank is not".
-        sums = self._ranks.sum(
+        sums = self.ranks.sum(
             np.array(
                 [
                     len(impressions),
-                    self._stop.requested,
+                    self.stop.requested,
                     not self._is_drained(),
                     publish_due,
                     checkpoint_due,
@@ -162,7 +153,7 @@ class TrainingLoop:
                 np.int64,
             )
         )
-        newest = self._ranks.max(np.array([newest_ms // 1000, self._progress.event_time_s], np.int64))
+        newest = self.ranks.max(np.array([newest_ms // 1000, self.progress.event_time_s], np.int64))
         return Agreement(
             num_impressions=int(sums[0]),
             event_time_s=int(newest.max()),
@@ -178,17 +169,17 @@ class TrainingLoop:
     def _is_drained(self) -> bool:
         """A drain was asked for, and this rank has handed out all that its partitions held then."""
         if self._end_offsets is None:
-            if not self._paths.drain.exists():
+            if not self.paths.drain.exists():
                 return False
-            self._end_offsets = self._source.end_offsets()
-        return self._source.drained(self._end_offsets)
+            self._end_offsets = self.source.end_offsets()
+        return self.source.drained(self._end_offsets)
 
     def _train(self, impressions: Impressions, agreed: Agreement) -> None:
-        progress = self._progress
+        progress = self.progress
         progress.event_time_s = agreed.event_time_s
         started_s = time.monotonic()
-        scores_NT = self._recommender.train(impressions, now_s=agreed.event_time_s)
-        self._window.add(
+        scores_NT = self.recommender.train(impressions, now_s=agreed.event_time_s)
+        self.window.add(
             scores_NT,
             labels_NT=impressions.labels_NT,
             known_NT=impressions.known_NT,
@@ -198,8 +189,8 @@ class TrainingLoop:
         progress.step += 1
         progress.impressions_trained += agreed.num_impressions
         self._reporter.count_step(agreed.num_impressions, ended_s=time.monotonic(), started_s=started_s)
-        if self._publisher is not None:
-            self._publisher.produced.add(impressions.produced_ms_N)
+        if self.publisher is not None:
+            self.publisher.produced.add(impressions.produced_ms_N)
         self._remember(impressions)
 
     def _remember(self, impressions: Impressions) -> None:
@@ -211,7 +202,7 @@ class TrainingLoop:
 
     def _housekeeping(self, agreed: Agreement) -> None:
         """What is due between two steps; every rank comes here with the same agreement."""
-        publisher = self._publisher
+        publisher = self.publisher
         if publisher is not None:
             publisher.advance(all_done=agreed.publish_done, any_failed=agreed.publish_failed, now_ms=now_ms())
             if agreed.publish and publisher.phase is Phase.IDLE:
@@ -222,25 +213,25 @@ class TrainingLoop:
             self._report(state="draining" if self._end_offsets is not None else "training")
 
     def _start_publish(self, *, full: bool) -> None:
-        assert self._publisher is not None
+        assert self.publisher is not None
         self._timers.publish_s = time.monotonic()
-        self._publisher.begin(
+        self.publisher.begin(
             full=full,
             now_ms=now_ms(),
-            watermark_ms=self._progress.event_time_s * 1000,
-            positions=list(self._source.positions()),
+            watermark_ms=self.progress.event_time_s * 1000,
+            positions=list(self.source.positions()),
         )
 
     def _save_checkpoint(self) -> None:
         self._timers.checkpoint_s = time.monotonic()
-        self._checkpoints.save(
-            self._recommender,
-            window=self._window,
-            progress=self._progress,
-            positions=list(self._source.positions()),
+        self.checkpoints.save(
+            self.recommender,
+            window=self.window,
+            progress=self.progress,
+            positions=list(self.source.positions()),
         )
         # Only now may a reader of the group's offsets believe that these impressions are safe.
-        self._source.commit(self._source.positions())
+        self.source.commit(self.source.positions())
 
     def _finish(self, *, drained: bool) -> None:
         """End with everything published and saved. Collective.
@@ -251,7 +242,7 @@ class TrainingLoop:
         4. After a drain: predictions for the newest impressions, for replicas to be held against.
         """
         self._report(state="draining")
-        publisher = self._publisher
+        publisher = self.publisher
         published = publisher is None or self._publish_everything(publisher)
         self._save_checkpoint()
         if drained and not published:
@@ -261,17 +252,17 @@ class TrainingLoop:
             )
         if drained and publisher is not None:
             write_verification(
-                self._recommender,
+                self.recommender,
                 recent=self._verification_impressions(),
-                schema=self._config.schema,
+                schema=self.config.schema,
                 version=publisher.totals.head,
-                path=self._paths.verification if self._ranks.rank == 0 else None,
+                path=self.paths.verification if self.ranks.rank == 0 else None,
             )
         self._report(state="stopped")
         log.info(
             "stopped",
-            step=self._progress.step,
-            impressions_trained=self._progress.impressions_trained,
+            step=self.progress.step,
+            impressions_trained=self.progress.impressions_trained,
             drained=drained,
             go_on="start again with --resume" if not drained else "the stream was trained to its end",
         )
@@ -288,10 +279,10 @@ class TrainingLoop:
 
     def _verification_impressions(self) -> list[Impressions]:
         """The newest impressions in pieces of a batch; the same number of pieces on every rank."""
-        rows = self._recommender.batch_rows
+        rows = self.recommender.batch_rows
         joined = concat_impressions(list(self._recent)) if self._recent else None
         num_pieces = -(-VERIFY_IMPRESSIONS // rows)
-        empty = empty_impressions(self._config.schema)
+        empty = empty_impressions(self.config.schema)
         pieces = []
         for index in range(num_pieces):
             piece = (
@@ -301,8 +292,8 @@ class TrainingLoop:
         return pieces
 
     def _publish_flags(self) -> tuple[bool, bool]:
-        assert self._publisher is not None
-        sums = self._ranks.sum(np.array([not self._publisher.job_done, self._publisher.job_failed], np.int64))
+        assert self.publisher is not None
+        sums = self.ranks.sum(np.array([not self.publisher.job_done, self.publisher.job_failed], np.int64))
         return sums[0] == 0, sums[1] > 0
 
     def _report(self, *, state: RunState) -> None:
@@ -310,11 +301,11 @@ class TrainingLoop:
         self._timers.status_s = time.monotonic()
         status = self._reporter.report(
             state,
-            recommender=self._recommender,
-            source=self._source,
-            publisher=self._publisher,
-            progress=self._progress,
-            window=self._window,
+            recommender=self.recommender,
+            source=self.source,
+            publisher=self.publisher,
+            progress=self.progress,
+            window=self.window,
         )
-        if self._ranks.rank == 0:
-            write_status(self._paths.status, status)
+        if self.ranks.rank == 0:
+            write_status(self.paths.status, status)

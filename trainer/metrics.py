@@ -6,10 +6,14 @@ before it was trained (Monolith's protocol, arXiv 2209.07663).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from trainer.run.status import Quality
+
+Columns = dict[str, npt.NDArray[Any]]
 
 
 def auc(scores_N: npt.NDArray[np.floating], labels_N: npt.NDArray[np.number]) -> float | None:
@@ -98,7 +102,7 @@ class QualityWindow:
             self._known_DWT[domain, place_M] = known_NT[row_M]
             self._users_DW[domain, place_M] = users_N[row_M]
 
-    def columns(self) -> dict[str, npt.NDArray[np.generic]]:
+    def columns(self) -> Columns:
         """The window's content, for checkpoints and for merging over ranks."""
         return {
             "scores": self._scores_DWT,
@@ -108,7 +112,7 @@ class QualityWindow:
             "num_seen": self._num_seen_D,
         }
 
-    def restore(self, columns: dict[str, npt.NDArray[np.generic]]) -> None:
+    def restore(self, columns: Columns) -> None:
         """Raises: ValueError if the columns are of another window."""
         for name, mine in self.columns().items():
             if name not in columns or columns[name].shape != mine.shape:
@@ -118,17 +122,35 @@ class QualityWindow:
 
     def qualities(self) -> tuple[Quality, Quality]:
         """(AUC, GAUC) by domain and task; domains without impressions are left out."""
-        aucs: Quality = {}
-        gaucs: Quality = {}
-        for index, domain in enumerate(self._domains):
-            num = int(min(self._num_seen_D[index], self._window))
-            if num == 0:
-                continue
-            aucs[domain], gaucs[domain] = {}, {}
-            for task_index, task in enumerate(self._tasks):
-                known_M = self._known_DWT[index, :num, task_index]
-                scores_M = self._scores_DWT[index, :num, task_index][known_M]
-                labels_M = self._labels_DWT[index, :num, task_index][known_M]
-                aucs[domain][task] = auc(scores_M, labels_M)
-                gaucs[domain][task] = gauc(scores_M, labels_M, self._users_DW[index, :num][known_M])
-        return aucs, gaucs
+        return joint_qualities([self.columns()], domains=self._domains, tasks=self._tasks)
+
+
+def joint_qualities(
+    windows: list[Columns], *, domains: tuple[str, ...], tasks: list[str]
+) -> tuple[Quality, Quality]:
+    """(AUC, GAUC) over the windows of all ranks together.
+
+    Args: windows: QualityWindow.columns() of each rank.
+    """
+    aucs: Quality = {}
+    gaucs: Quality = {}
+    for index, domain in enumerate(domains):
+        scores_MT, labels_MT, known_MT, users_M = (
+            np.concatenate([_newest(window, name, index) for window in windows])
+            for name in ("scores", "labels", "known", "users")
+        )
+        if len(users_M) == 0:
+            continue
+        aucs[domain], gaucs[domain] = {}, {}
+        for task_index, task in enumerate(tasks):
+            known_M = known_MT[:, task_index].astype(np.bool_)
+            scores_K, labels_K = scores_MT[known_M, task_index], labels_MT[known_M, task_index]
+            aucs[domain][task] = auc(scores_K, labels_K)
+            gaucs[domain][task] = gauc(scores_K, labels_K, users_M[known_M])
+    return aucs, gaucs
+
+
+def _newest(window: Columns, name: str, domain: int) -> npt.NDArray[Any]:
+    """The filled part of one domain's ring."""
+    column: npt.NDArray[Any] = window[name][domain]
+    return column[: min(int(window["num_seen"][domain]), len(column))]

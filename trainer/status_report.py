@@ -7,17 +7,19 @@ from collections import deque
 
 import msgspec
 
+from param_server.client import decode_tensors, encode_tensors
 from trainer.checkpoint import Progress
 from trainer.collectives import Ranks
 from trainer.config import Config
-from trainer.metrics import QualityWindow
+from trainer.metrics import QualityWindow, joint_qualities
 from trainer.publisher import Publisher
 from trainer.recommender import Recommender
 from trainer.run.status import Quality, RunState, TableStatus, TrainerStatus
 from trainer.stream.source import KafkaSource
 
 RATE_WINDOW_S = 5.0
-QUALITY_INTERVAL_S = 5.0
+REPORTS_PER_QUALITY = 10
+"""Quality takes tenths of a second. Every rank counts reports alike, so all take part in the same."""
 
 
 class _RankStatus(msgspec.Struct, kw_only=True):
@@ -29,7 +31,7 @@ class _RankStatus(msgspec.Struct, kw_only=True):
 
 
 class StatusReporter:
-    """Collects counters of all ranks; quality is computed by rank 0 over its own impressions' window."""
+    """Collects counters and metric windows of all ranks."""
 
     def __init__(self, config: Config, *, ranks: Ranks) -> None:
         self._config = config
@@ -37,7 +39,7 @@ class StatusReporter:
         self._steps: deque[tuple[float, int]] = deque(maxlen=4096)
         self._busy_s = 0.0
         self._quality: tuple[Quality, Quality] = ({}, {})
-        self._quality_s = 0.0
+        self._num_reports = 0
 
     def count_step(self, num_impressions: int, *, started_s: float, ended_s: float) -> None:
         self._steps.append((ended_s, num_impressions))
@@ -61,9 +63,9 @@ class StatusReporter:
         )
         gathered = self._ranks.gather_bytes(msgspec.json.encode(mine))
         every = [msgspec.json.decode(data, type=_RankStatus) for data in gathered]
-        if state == "stopped" or time.monotonic() - self._quality_s >= QUALITY_INTERVAL_S:
-            self._quality = window.qualities()
-            self._quality_s = time.monotonic()
+        if state == "stopped" or self._num_reports % REPORTS_PER_QUALITY == 0:
+            self._quality = self._joint_quality(window)
+        self._num_reports += 1
         status = TrainerStatus(
             state=state,
             generation=progress.generation,
@@ -86,6 +88,17 @@ class StatusReporter:
             status.rows_held_back = dict(publisher.held_back)
             status.bytes_pushed = totals.bytes_pushed
         return status
+
+    def _joint_quality(self, window: QualityWindow) -> tuple[Quality, Quality]:
+        """Over all ranks' impressions; complete on rank 0. Collective."""
+        gathered = self._ranks.gather_bytes(encode_tensors(window.columns(), metadata={}))
+        if self._ranks.rank != 0:
+            return {}, {}
+        return joint_qualities(
+            [decode_tensors(data, where="metric window")[0] for data in gathered],
+            domains=self._config.schema.domains,
+            tasks=self._config.schema.task_names,
+        )
 
     def _samples_per_s(self) -> float:
         """Impressions trained in the last few seconds, by the wall."""

@@ -64,7 +64,7 @@ def _train(
     window = QualityWindow(
         domains=config.schema.domains,
         tasks=config.schema.task_names,
-        window=config.train.metrics_window,
+        window=max(1, config.train.metrics_window // ranks.world_size),
     )
     root = Path(config.checkpoint.directory) if config.checkpoint.directory else run_dir / "checkpoints"
     checkpoints = Checkpoints(root, config=config, ranks=ranks)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from trainer.metrics import QualityWindow, auc, gauc
+from trainer.metrics import QualityWindow, auc, gauc, joint_qualities
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -95,3 +95,27 @@ def test_window_restores_what_it_saved_and_refuses_another_shape() -> None:
     assert other.qualities()[0]["a"]["click"] == 1.0
     with pytest.raises(ValueError, match="metric window 'scores'"):
         make_window(11).restore(quality.columns())
+
+
+def test_windows_of_ranks_together_are_one_window() -> None:
+    rng = np.random.default_rng(5)
+    num = 400
+    scores = rng.random((num, 2)).astype(np.float32)
+    labels = (rng.random((num, 2)) < 0.4).astype(np.float32)
+    known = rng.random((num, 2)) < 0.8
+    domain = (rng.random(num) < 0.3).astype(np.uint8)
+    users = rng.integers(0, 30, num)
+    whole, parts = make_window(num), [make_window(num), make_window(num)]
+    for part, rows in ((whole, slice(None)), (parts[0], slice(0, None, 2)), (parts[1], slice(1, None, 2))):
+        part.add(
+            scores[rows],
+            labels_NT=labels[rows],
+            known_NT=known[rows],
+            domain_N=domain[rows],
+            users_N=users[rows],
+        )
+    joint = joint_qualities([part.columns() for part in parts], domains=("a", "b"), tasks=["click", "like"])
+    for found, expected in zip(joint, whole.qualities(), strict=True):
+        assert set(found) == {"a", "b"}
+        for name in found:
+            assert found[name] == pytest.approx(expected[name])

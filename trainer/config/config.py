@@ -76,7 +76,7 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     device: Literal["cpu", "cuda"] = "cpu"
     num_threads: int = 1
     metrics_window: int = 50_000
-    """Newest impressions of each domain that AUC and GAUC look at."""
+    """Newest impressions of each domain that AUC and GAUC look at, over all ranks."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "batch_wait_ms", "num_threads", "metrics_window"):
