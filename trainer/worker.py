@@ -87,7 +87,7 @@ def _train(
     )
     on.callback(source.close)
     TrainingLoop(
-        config,
+        config=config,
         recommender=recommender,
         source=source,
         publisher=publisher,
