@@ -39,6 +39,11 @@ def kernel(function: Function) -> Function:
         return cast(Function, numba.njit(nogil=True)(function))
 
 
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile with numba without a cache on disk, for functions that are not of this package."""
+    return numba.njit(nogil=True)(function)
+
+
 def _prefetch(_typing_context: Any, array: Any, index: Any) -> Any:
     """Numba's form of an intrinsic: the signature, and the code that LLVM shall make of it."""
 
