@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from feature_eviction.expiry import expire_due
-from feature_eviction.jit import kernel
+from feature_eviction.jit import inlined, kernel
 from feature_eviction.keys import class_of_key
 from feature_eviction.layout import BY_QUOTA, BY_SCORE, NUM_ROWS_HELD, ROW_LIMIT, VICTIM_HAND
 from feature_eviction.leaving import evict, is_in_flight
@@ -29,7 +29,7 @@ SHRINK_PASSES = 8
 ANY_RULE = -1
 
 
-@kernel
+@inlined
 def worth(score: Any, row: Any, now_s: Any) -> Any:
     """What a row is compared by: its score as of now."""
     age_s = max(0, now_s - np.int64(row.last_seen_s))

@@ -134,9 +134,9 @@ class IdTable:
     All behaviour follows from the policy and the sequence of calls alone.
 
     Threads: calls that change the table (map, release, delete, limit_rows, insert_rows) want it for
-    themselves; lookup, rows, why, counters and state may run beside each other, beside a change under the caller's lock
-    only. No call holds the interpreter's lock in its loops, so tables, or shards by owner_of, run in parallel
-    on threads of their own.
+    themselves; lookup, rows, why, counters and state may run beside each other, beside a change under the
+    caller's lock only. No call holds the interpreter's lock in its loops, so tables, or shards by
+    owner_of, run in parallel on threads of their own.
     """
 
     def __init__(self, policy: TablePolicy, *, score: Score | None = None) -> None:

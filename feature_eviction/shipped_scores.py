@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from feature_eviction.jit import kernel
+from feature_eviction.jit import inlined
 from feature_eviction.policy import SHIPPED_SCORES, ScoreConfig
 
 KRAKEN, SHOW_CLICK, LRU, LFU, DISTANCE_LFU, TTL_ONLY = range(len(SHIPPED_SCORES))
@@ -33,7 +33,7 @@ class ShippedScore(NamedTuple):
     distance_power: float
 
 
-@kernel
+@inlined
 def decayed_sum(score: Any, old: Any, shows: Any, positives: Any, age_s: Any) -> Any:
     """S <- S * exp(-decay * age) + positive_worth * positives + other_worth * (shows - positives).
 
@@ -45,7 +45,7 @@ def decayed_sum(score: Any, old: Any, shows: Any, positives: Any, age_s: Any) ->
     return old + score.positive_worth * positives + score.other_worth * (shows - positives)
 
 
-@kernel
+@inlined
 def shipped_score(score: Any, old: Any, shows: Any, positives: Any, age_s: Any, updates: Any) -> Any:
     """The branch is the same for all rows of a table: the processor learns it at once."""
     if score.kind <= SHOW_CLICK:

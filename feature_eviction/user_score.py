@@ -86,7 +86,7 @@ def apply_score(score: Any, old: Any, shows: Any, positives: Any, age_s: Any, up
     raise NotImplementedError("apply_score has a compiled form only")
 
 
-@overload(apply_score, inline="never")
+@overload(apply_score, jit_options={"forceinline": True})
 def _apply_score(score: Any, old: Any, shows: Any, positives: Any, age_s: Any, updates: Any) -> Any:
     if score.instance_class is ShippedScore:
 
