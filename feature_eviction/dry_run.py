@@ -89,6 +89,7 @@ def plot(run: DryRun, path: Path) -> None:
     above.plot(hours, [point.rows for point in run.points], label="rows held")
     above.axhline(run.table.policy.num_slots, linestyle=":", color="grey", label="slots")
     above.set_ylabel("rows")
+    above.set_ylim(bottom=0)
     rates = above.twinx()
     rates.plot(hours, [point.hits / max(1, point.sightings) for point in run.points], color="tab:green")
     rates.set_ylabel("hit rate so far", color="tab:green")

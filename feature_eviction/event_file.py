@@ -16,7 +16,7 @@ import numpy as np
 from feature_eviction.errors import FeatureEvictionError
 from feature_eviction.keys import Int64Array, make_keys
 
-PIECE_ROWS = 20_000
+PIECE_ROWS = 2_000
 
 
 class Columns(NamedTuple):

@@ -136,12 +136,14 @@ def test_dry_run_takes_a_whole_policy(stream_file: Path, tmp_path: Path) -> None
 
 def test_keys_of_the_file_are_keys_of_the_table(stream_file: Path) -> None:
     columns = Columns(keys=("user", "item"), time="time", label="click")
-    (piece,) = events_of(stream_file, columns)
+    pieces = list(events_of(stream_file, columns))
+    assert len(pieces) == 3
+    piece = pieces[0]
     first = stream_file.read_text().splitlines()[1].split(",")
     assert piece.keys_N[0] == make_keys([int(first[0])], class_id=0)[0][0]
     assert piece.keys_N[1] >> 52 == 1
     assert piece.positives_N[:2].tolist() == [1, 1]
-    assert len(piece.keys_N) == 10_000
+    assert sum(len(one.keys_N) for one in pieces) == 10_000
 
 
 @pytest.mark.parametrize(
