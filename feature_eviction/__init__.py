@@ -5,7 +5,13 @@ needs no score. Numba kernels over numpy arrays; every array is allocated once, 
 """
 
 from feature_eviction.count_sketch import CountSketch
-from feature_eviction.errors import FeatureEvictionError, StateError, TableFullError
+from feature_eviction.errors import (
+    FeatureEvictionError,
+    InFlightError,
+    ScoreError,
+    StateError,
+    TableFullError,
+)
 from feature_eviction.id_table import (
     OTHER_CLASSES,
     ClassCounters,
@@ -13,25 +19,28 @@ from feature_eviction.id_table import (
     MapResult,
     TableCounters,
     TableRows,
+    Why,
 )
 from feature_eviction.id_table_state import State
 from feature_eviction.keys import UniqueKeys, class_of, deduplicate, make_keys, owner_of
 from feature_eviction.layout import num_slots_for_budget, table_bytes
 from feature_eviction.policy import AdmissionConfig, ClassPolicy, ScoreConfig, TablePolicy
-from feature_eviction.score import SCORE_EPOCH_S
 from feature_eviction.slot_map import SlotMap
+from feature_eviction.user_score import Score, score
 
 __all__ = [
     "OTHER_CLASSES",
-    "SCORE_EPOCH_S",
     "AdmissionConfig",
     "ClassCounters",
     "ClassPolicy",
     "CountSketch",
     "FeatureEvictionError",
     "IdTable",
+    "InFlightError",
     "MapResult",
+    "Score",
     "ScoreConfig",
+    "ScoreError",
     "SlotMap",
     "State",
     "StateError",
@@ -40,10 +49,12 @@ __all__ = [
     "TablePolicy",
     "TableRows",
     "UniqueKeys",
+    "Why",
     "class_of",
     "deduplicate",
     "make_keys",
     "num_slots_for_budget",
     "owner_of",
+    "score",
     "table_bytes",
 ]

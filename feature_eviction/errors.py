@@ -2,7 +2,9 @@
 
 FeatureEvictionError
 ├── TableFullError    a slot map was asked to hold more keys than it has slots
-└── StateError        a saved state is damaged, or belongs to another policy
+├── StateError        a saved state is damaged, or belongs to another policy
+├── ScoreError        a score function cannot be used; found when the table is made
+└── InFlightError     too many batches were mapped and never released
 """
 
 from __future__ import annotations
@@ -17,4 +19,12 @@ class TableFullError(FeatureEvictionError):
 
 
 class StateError(FeatureEvictionError):
+    pass
+
+
+class ScoreError(FeatureEvictionError):
+    pass
+
+
+class InFlightError(FeatureEvictionError):
     pass

@@ -5,33 +5,38 @@ Legend: N keys or rows of a call, M new rows, K evicted rows, S slots, R rules.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from feature_eviction.cells import lookup_cells
-from feature_eviction.eviction import NUM_EVICTED, NUM_NEW, Changes, Step
-from feature_eviction.id_table_state import State, restored_table, state_of
-from feature_eviction.keys import Int64Array, as_keys
+from feature_eviction.errors import InFlightError
+from feature_eviction.eviction import SHRINK_PASSES
+from feature_eviction.id_table_state import InFlight, State, restored_table, state_of
+from feature_eviction.keys import Int64Array, as_keys, class_of
 from feature_eviction.layout import (
     ADMITTED,
-    BY_SCORE,
-    EXPIRED,
+    BAD_SCORES,
+    EVICTED_REASONS,
+    NUM_REMEMBERED,
     NUM_ROWS_HELD,
-    REFUSED_COUNT,
-    REFUSED_NO_VICTIM,
-    REFUSED_PROBABILITY,
+    REFUSED_REASONS,
+    ROW_LIMIT,
     bytes_of,
     empty_table,
+    wheel_of,
 )
-from feature_eviction.mapping import Sightings, expire_and_admit, first_bad_sighting, touch_held
+from feature_eviction.leaving import NUM_EVICTED, NUM_NEW, Changes, Step, set_all_in_flight
+from feature_eviction.mapping import Sightings, delete_rows, first_bad_sighting, map_sightings
 from feature_eviction.policy import TablePolicy
 from feature_eviction.restoring import RowColumns, insert_best_rows
-from feature_eviction.score import SCORE_EPOCH_S, SCORE_KINDS, decay_per_s
+from feature_eviction.row_cells import cells_of_slots, lookup_rows
+from feature_eviction.user_score import Score, resolve_score
 
 NOW_S_MAX = 2**32 - 1
+IN_FLIGHT_MAX = 256
+"""Batches mapped and not released; their slots are remembered until they are."""
 OTHER_CLASSES = -1
 """Stands in TableCounters.classes for all classes without a policy of their own."""
 
@@ -57,10 +62,49 @@ class TableRows(NamedTuple):
     keys_N: Int64Array
     slots_N: Int64Array
     scores_N: npt.NDArray[np.float32]
-    """kraken: logarithm of the score as of SCORE_EPOCH_S; lru: seconds since then; lfu: uses."""
+    """What the score function returned at the row's last sighting."""
     last_seen_s_N: Int64Array
     updates_N: npt.NDArray[np.uint32]
     """Shows since the row was admitted, at most 2^32-1."""
+
+
+class Deleted(NamedTuple):
+    """What delete() did."""
+
+    slots_N: Int64Array
+    """The slot that became free; -1 where the key was absent or in flight."""
+
+
+class Why(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known of one key."""
+
+    key: int
+    class_id: int
+    state: Literal["held", "absent"]
+    slot: int | None = None
+    score: float | None = None
+    """Kept at the last sighting."""
+    last_seen_s: int | None = None
+    updates: int | None = None
+    in_flight: bool = False
+    left_because: str | None = None
+    """The reason of the newest eviction that is still remembered."""
+    left_at_s: int | None = None
+    left_with_score: float | None = None
+
+    def __str__(self) -> str:
+        if self.state == "held":
+            flying = ", in flight" if self.in_flight else ""
+            now = (
+                f"held in slot {self.slot}{flying}: score {self.score:g}, {self.updates} updates, "
+                f"last seen at {self.last_seen_s}"
+            )
+        else:
+            now = "absent"
+        if self.left_because is None:
+            return f"key {self.key} (class {self.class_id}): {now}; no eviction of it is remembered"
+        left = f"left at {self.left_at_s} for {self.left_because}, score {self.left_with_score:g}"
+        return f"key {self.key} (class {self.class_id}): {now}; {left}"
 
 
 class ClassCounters(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,9 +112,11 @@ class ClassCounters(msgspec.Struct, frozen=True, kw_only=True):
 
     admitted: int
     evicted: dict[str, int]
-    """By reason: expired, score."""
+    """By reason: expired, few_updates, score, quota, deleted."""
     refused: dict[str, int]
-    """By reason: probability, count, no_victim; one for each place in a call that was refused."""
+    """By reason: probability, count, quota, no_victim; one for each place in a call that was refused."""
+    rows: int
+    """Held now."""
 
 
 class TableCounters(ClassCounters, frozen=True, kw_only=True):
@@ -78,22 +124,35 @@ class TableCounters(ClassCounters, frozen=True, kw_only=True):
 
     classes: dict[int, ClassCounters]
     """By class_id, for the classes with a policy of their own; the others under OTHER_CLASSES."""
+    bad_scores: int
+    """Sightings whose score was not finite as float32: the row kept the one it had."""
 
 
 class IdTable:
-    """The scored id table of one shard. One caller at a time; map calls are numbered batches.
+    """The scored id table of one shard; map calls are numbered batches.
 
     All behaviour follows from the policy and the sequence of calls alone.
+
+    Threads: calls that change the table (map, release, delete, limit_rows, insert_rows) want it for
+    themselves; lookup, rows, why, counters and state may run beside each other, beside a change under the
+    caller's lock only. No call holds the interpreter's lock in its loops, so tables, or shards by
+    owner_of, run in parallel on threads of their own.
     """
 
-    def __init__(self, policy: TablePolicy) -> None:
+    def __init__(self, policy: TablePolicy, *, score: Score | None = None) -> None:
+        """Args: score: a function with the decorator @score, used instead of policy.score.
+
+        Raises: ScoreError with file and line for a score that cannot be used.
+        """
         self.policy = policy
+        self._score = resolve_score(policy.score, score)
+        self._score_name = policy.score.kind if score is None else score.name
         self._table = empty_table(policy)
         self._batch = 0
         self._released = 0
-        self._decay_per_s = decay_per_s(policy.score)
-        lifetimes = [one.ttl_s for one in policy.classes if one.ttl_s is not None]
-        self._shortest_ttl_s = min(lifetimes, default=NOW_S_MAX)
+        self._in_flight: InFlight = {}
+        self._tick_s, num_buckets = wheel_of(policy)
+        self._has_lifetimes = num_buckets > 0
 
     @property
     def num_rows(self) -> int:
@@ -104,6 +163,11 @@ class IdTable:
         """Equal to table_bytes(num_slots, policy=policy), at every moment."""
         return bytes_of(self._table)
 
+    @property
+    def expiry_resolution_s(self) -> int:
+        """A row whose lifetime is over leaves in the first call that is so much later or earlier."""
+        return self._tick_s
+
     def map(
         self,
         keys_N: npt.ArrayLike,
@@ -112,15 +176,19 @@ class IdTable:
         positives_N: npt.ArrayLike,
         now_s: int,
     ) -> MapResult:
-        """Give each key its slot: score those held, expire a few, admit the rest, evicting if needed.
+        """Give each key its slot: expire what is due, score those held, admit the rest, evicting if needed.
+
+        The slots are in flight, and their rows cannot leave, until release() is told of the batch. A call
+        protects its own ids from each other; where none has to leave for another (there is room), the same
+        stream in calls of other lengths ends in the same table, bit for bit.
 
         Args:
             keys_N: int64 [N]; repeated keys are legal and get one slot. shows_N: integers [N], at least 1.
             positives_N: integers [N] in 0..shows. now_s: event time, unix seconds; may run back a little.
-        Raises: ValueError for other shapes or values; then nothing has changed.
+        Raises: ValueError for other shapes or values, InFlightError for 256 unreleased batches; then nothing
+            has changed.
         """
-        if not 0 <= now_s <= NOW_S_MAX:
-            raise ValueError(f"now_s must be unix seconds in 0..{NOW_S_MAX}, found {now_s}")
+        _check_now(now_s)
         keys_N = as_keys(keys_N)
         num_keys = len(keys_N)
         sightings = Sightings(
@@ -132,12 +200,17 @@ class IdTable:
                 f"map: position {bad}: 1 <= shows and 0 <= positives <= shows expected, found shows "
                 f"{sightings.shows_N[bad]}, positives {sightings.positives_N[bad]}"
             )
-        self._batch += 1
+        if len(self._in_flight) >= IN_FLIGHT_MAX:
+            raise InFlightError(
+                f"map: {IN_FLIGHT_MAX} batches since {self._released} are not released, so that their rows "
+                f"cannot leave. Call release(batch) when the step of a batch is done."
+            )
         step = self._step(now_s)
-        num_missing = int(touch_held(self._table, step, sightings))
-        changes = self._room_for_changes(num_missing, step.expiry_scan)
-        if num_missing or step.expiry_scan:
-            expire_and_admit(self._table, step, sightings, changes)
+        changes = self._room_for_changes(num_keys)
+        map_sightings(self._table, step, sightings, changes)
+        self._batch += 1
+        # A copy: the caller may change what it was given.
+        self._in_flight[self._batch] = sightings.slots_N.copy()
         num_new, num_evicted = int(changes.counts[NUM_NEW]), int(changes.counts[NUM_EVICTED])
         return MapResult(
             slots_N=sightings.slots_N,
@@ -156,12 +229,36 @@ class IdTable:
         if batch > self._batch:
             raise ValueError(f"release: batch {batch} was not mapped yet; the newest is {self._batch}")
         self._released = max(self._released, batch)
+        for done in [one for one in self._in_flight if one <= batch]:
+            set_all_in_flight(self._table.in_flight_B, self._in_flight.pop(done), False)
+        for slots_N in self._in_flight.values():
+            set_all_in_flight(self._table.in_flight_B, slots_N, True)
+
+    def delete(self, keys_N: npt.ArrayLike, *, now_s: int) -> Deleted:
+        """Evict these keys' rows, counted as deleted; rows in flight stay."""
+        _check_now(now_s)
+        keys_N = as_keys(keys_N)
+        slots_N = np.empty(len(keys_N), np.int64)
+        changes = self._room_for_changes(len(keys_N))
+        delete_rows(self._table, self._step(now_s), keys_N, slots_N, changes)
+        return Deleted(slots_N)
+
+    def limit_rows(self, num_rows_max: int) -> None:
+        """Hold at most so many rows from now on, up to num_slots: the table grows and shrinks in place.
+
+        A lower limit is reached over the following map calls, each of which evicts a bounded number of rows
+        by their scores; until then nothing is admitted without an eviction.
+        Raises: ValueError for a limit outside 1..num_slots.
+        """
+        if not 1 <= num_rows_max <= self.policy.num_slots:
+            raise ValueError(f"limit_rows: 1..{self.policy.num_slots} expected, found {num_rows_max}")
+        self._table.cursors[ROW_LIMIT] = num_rows_max
 
     def lookup(self, keys_N: npt.ArrayLike) -> Int64Array:
         """Slots int64 [N], -1 = not held; changes nothing."""
         keys_N = as_keys(keys_N)
         slots_N = np.empty(len(keys_N), np.int64)
-        lookup_cells(self._table.cells_C2, keys_N, slots_N)
+        lookup_rows(self._table.cells_C, keys_N, slots_N)
         return slots_N
 
     def rows(self, slots_N: npt.ArrayLike | None = None) -> TableRows:
@@ -169,19 +266,53 @@ class IdTable:
 
         Raises: ValueError for a slot that holds no row.
         """
-        held_S = ~np.isnan(self._table.records_S["score"])
-        slots_N = np.flatnonzero(held_S) if slots_N is None else as_keys(slots_N, name="slots_N")
-        outside_N = (slots_N < 0) | (slots_N >= len(held_S))
-        if outside_N.any() or not held_S[slots_N].all():
-            raise ValueError(f"rows: only slots that hold a row have one, found others in {slots_N[:8]}...")
-        records_N = self._table.records_S[slots_N]
-        return TableRows(
-            keys_N=self._table.keys_S[slots_N],
-            slots_N=slots_N.astype(np.int64),
-            scores_N=records_N["score"].copy(),
-            last_seen_s_N=records_N["last_seen_s"].astype(np.int64),
-            updates_N=records_N["updates"].copy(),
+        slots_N = (
+            np.flatnonzero(self._table.homes_S >= 0)
+            if slots_N is None
+            else as_keys(slots_N, name="slots_N").copy()
         )
+        cells_N = np.empty(len(slots_N), np.int64)
+        bad = int(cells_of_slots(self._table.cells_C, self._table.homes_S, slots_N, cells_N))
+        if bad >= 0:
+            raise ValueError(f"rows: only slots that hold a row have one, found slot {slots_N[bad]}")
+        rows_N = self._table.cells_C[cells_N]
+        return TableRows(
+            keys_N=rows_N["key"].copy(),
+            slots_N=slots_N,
+            scores_N=rows_N["score"].copy(),
+            last_seen_s_N=rows_N["last_seen_s"].astype(np.int64),
+            updates_N=rows_N["updates"].copy(),
+        )
+
+    def why(self, key: int) -> Why:
+        """Is the key held, with which score, and why did it leave last?
+
+        Of evictions the newest policy.evictions_remembered are known; deletions are among them.
+        """
+        slot = int(self.lookup([key])[0])
+        recent_E, num_remembered = self._table.recent_E, int(self._table.cursors[NUM_REMEMBERED])
+        known: dict[str, object] = {"key": key, "class_id": int(class_of([key])[0])}
+        places = np.flatnonzero(recent_E["key"][:num_remembered] == key)
+        if len(places):
+            # The circle's newest place is the one furthest from its next.
+            newest = recent_E[places[((places - num_remembered) % len(recent_E)).argmax()]]
+            names = {code: name for name, code in EVICTED_REASONS.items()}
+            known |= {
+                "left_because": names[int(newest["reason"])],
+                "left_at_s": int(newest["when_s"]),
+                "left_with_score": float(newest["score"]),
+            }
+        if slot < 0:
+            return msgspec.convert({"state": "absent", **known}, Why)
+        rows = self.rows([slot])
+        known |= {
+            "slot": slot,
+            "score": float(rows.scores_N[0]),
+            "last_seen_s": int(rows.last_seen_s_N[0]),
+            "updates": int(rows.updates_N[0]),
+            "in_flight": bool(self._table.in_flight_B[slot >> 3] >> (slot & 7) & 1),
+        }
+        return msgspec.convert({"state": "held", **known}, Why)
 
     def insert_rows(
         self,
@@ -194,7 +325,7 @@ class IdTable:
         """Put saved rows into free slots, for a restore into other numbers of slots or shards.
 
         Where they do not all fit, protected rows and then those of the highest score are kept; the others
-        get slot -1 and count as evicted for their score. Evicts nothing that is held.
+        get slot -1 and count as evicted for their score, or their class's quota. Evicts nothing that is held.
 
         Returns: slots int64 [N].
         Raises: ValueError for a key given twice or held already, or values out of range; then nothing
@@ -203,65 +334,92 @@ class IdTable:
         columns = RowColumns.checked(
             keys_N, scores_N=scores_N, last_seen_s_N=last_seen_s_N, updates_N=updates_N
         )
-        kind = SCORE_KINDS[self.policy.score.kind]
-        return insert_best_rows(self._table, columns, score_kind=kind, released=self._released)
+        return insert_best_rows(self._table, columns, score=self._score, tick_s=self._tick_s)
 
     def counters(self) -> TableCounters:
         """A snapshot of all counters."""
-        counts_RK = self._table.counters_RK
+        counts_RK, rows_R = self._table.counters_RK, self._table.rows_R
         class_ids = [OTHER_CLASSES, *(one.class_id for one in self.policy.classes)]
         classes = {
             class_id: ClassCounters(
-                admitted=int(counts_K[ADMITTED]), evicted=_evicted(counts_K), refused=_refused(counts_K)
+                admitted=int(counts_K[ADMITTED]),
+                evicted=_by_reason(counts_K, EVICTED_REASONS),
+                refused=_by_reason(counts_K, REFUSED_REASONS),
+                rows=int(num_rows),
             )
-            for class_id, counts_K in zip(class_ids, counts_RK, strict=True)
+            for class_id, counts_K, num_rows in zip(class_ids, counts_RK, rows_R, strict=True)
         }
         sums_K = counts_RK.sum(axis=0)
         return TableCounters(
             admitted=int(sums_K[ADMITTED]),
-            evicted=_evicted(sums_K),
-            refused=_refused(sums_K),
+            evicted=_by_reason(sums_K, EVICTED_REASONS),
+            refused=_by_reason(sums_K, REFUSED_REASONS),
+            rows=self.num_rows,
             classes=classes,
+            bad_scores=int(self._table.cursors[BAD_SCORES]),
         )
 
     def state(self) -> State:
         """Everything needed to go on as if nothing had happened: flat arrays, copied."""
-        return state_of(self._table, self.policy, batch=self._batch, released=self._released)
+        return state_of(
+            self._table,
+            self.policy,
+            score_name=self._score_name,
+            batches=(self._batch, self._released),
+            in_flight=self._in_flight,
+        )
 
     @classmethod
-    def load(cls, policy: TablePolicy, state: State) -> IdTable:
-        """The table that state() was taken from, for a policy of the same slots, classes and sketch.
+    def load(cls, policy: TablePolicy, state: State, *, score: Score | None = None) -> IdTable:
+        """The table that state() was taken from, for a policy of the same slots, classes, score and sketch.
 
         Raises: StateError naming the array that is damaged or belongs to another policy.
         """
-        table = cls(policy)
-        table._table, table._batch, table._released = restored_table(policy, state)
+        table = cls(policy, score=score)
+        table._table, batches, table._in_flight = restored_table(policy, state, score_name=table._score_name)
+        table._batch, table._released = batches
         return table
 
     def _step(self, now_s: int) -> Step:
+        policy = self.policy
         return Step(
             now_s=int(now_s),
-            batch=self._batch % 2**32,
-            num_in_flight=self._batch - self._released,
-            score_kind=SCORE_KINDS[self.policy.score.kind],
-            positive_weight=float(self.policy.score.positive_weight),
-            aging=self._decay_per_s * (now_s - SCORE_EPOCH_S),
-            victim_window=self.policy.victim_window,
-            expiry_scan=self.policy.expiry_scan if self._shortest_ttl_s < NOW_S_MAX else 0,
-            shortest_ttl_s=self._shortest_ttl_s,
+            score=self._score,
+            window_cells=_window_cells(policy),
+            expiry_scan=policy.expiry_scan,
+            room_scan=policy.victim_window,
+            tick_s=self._tick_s,
         )
 
-    def _room_for_changes(self, num_missing: int, expiry_scan: int) -> Changes:
-        num_slots = self.policy.num_slots
-        num_new_max = min(num_missing, num_slots)
-        num_evicted_max = min(num_missing + expiry_scan, num_slots)
+    def _room_for_changes(self, num_keys: int) -> Changes:
+        """An id admitted can cost one eviction of its class or a pass of several; each leaves rows once."""
+        num_slots, num_victims = self.policy.num_slots, self.policy.victims_at_once
+        num_new_max = min(num_keys, num_slots)
+        num_evicted_max = min(
+            2 * num_keys + (SHRINK_PASSES + 1) * num_victims + self.policy.expiry_scan, num_slots
+        )
         return Changes(
             new_keys_M=np.empty(num_new_max, np.int64),
             new_slots_M=np.empty(num_new_max, np.int64),
             evicted_keys_K=np.empty(num_evicted_max, np.int64),
             evicted_slots_K=np.empty(num_evicted_max, np.int64),
             counts=np.zeros(2, np.int64),
+            victim_slots_V=np.empty(num_victims, np.int64),
+            victim_worths_V=np.empty(num_victims, np.float64),
+            quota_failed_R=np.zeros(len(self._table.rows_R), np.bool_),
         )
+
+
+def _window_cells(policy: TablePolicy) -> int:
+    """The cells in which, in a full table, as many rows lie as the window has slots."""
+    if policy.victim_window >= policy.num_slots:
+        return policy.num_slots * 5 // 4 + 1
+    return policy.victim_window * 5 // 4
+
+
+def _check_now(now_s: int) -> None:
+    if not 0 <= now_s <= NOW_S_MAX:
+        raise ValueError(f"now_s must be unix seconds in 0..{NOW_S_MAX}, found {now_s}")
 
 
 def _counts(counts_N: npt.ArrayLike, num_keys: int) -> Int64Array:
@@ -271,13 +429,5 @@ def _counts(counts_N: npt.ArrayLike, num_keys: int) -> Int64Array:
     return array
 
 
-def _evicted(counts_K: Int64Array) -> dict[str, int]:
-    return {"expired": int(counts_K[EXPIRED]), "score": int(counts_K[BY_SCORE])}
-
-
-def _refused(counts_K: Int64Array) -> dict[str, int]:
-    return {
-        "probability": int(counts_K[REFUSED_PROBABILITY]),
-        "count": int(counts_K[REFUSED_COUNT]),
-        "no_victim": int(counts_K[REFUSED_NO_VICTIM]),
-    }
+def _by_reason(counts_K: Int64Array, reasons: dict[str, int]) -> dict[str, int]:
+    return {name: int(counts_K[code]) for name, code in reasons.items()}

@@ -39,6 +39,19 @@ def kernel(function: Function) -> Function:
         return cast(Function, numba.njit(nogil=True)(function))
 
 
+def inlined(function: Function) -> Function:
+    """kernel, for what runs once a row and is small: its code stands at each of its calls."""
+    try:
+        return cast(Function, numba.njit(cache=True, nogil=True, forceinline=True)(function))
+    except RuntimeError:
+        return cast(Function, numba.njit(nogil=True, forceinline=True)(function))
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile with numba without a cache on disk, for functions that are not of this package."""
+    return numba.njit(nogil=True)(function)
+
+
 def _prefetch(_typing_context: Any, array: Any, index: Any) -> Any:
     """Numba's form of an intrinsic: the signature, and the code that LLVM shall make of it."""
 

@@ -1,6 +1,10 @@
-"""What an IdTable lies in: one 16-byte record and one key a slot, the cells, the rules by class.
+"""What an IdTable lies in: the cells with the rows, a few bytes a slot, the rules by class.
 
-Legend: S slots, C cells, R rules (0: classes without a policy of their own), K counters.
+Beside its embedding row an id costs 24 / 0.8 = 30 bytes of cells, 4 of home (the way from slot to cell, and
+the list of free slots) and 1/8 for being in flight; where some class has a lifetime, 8 more for the wheel.
+
+Legend: S slots, C cells, R rules (0: classes without a policy of their own), K counters, W wheel buckets,
+E remembered evictions, B bytes of bits.
 """
 
 from __future__ import annotations
@@ -10,27 +14,56 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from feature_eviction.cells import CELL_BYTES, empty_cells, num_cells_for
+from feature_eviction.big_arrays import big_array
+from feature_eviction.cells import num_cells_for
 from feature_eviction.count_sketch import NUM_ROWS, CountSketch
-from feature_eviction.keys import Int64Array
-from feature_eviction.policy import CLASS_ID_MAX, ClassPolicy, TablePolicy
+from feature_eviction.keys import Int32Array, Int64Array
+from feature_eviction.policy import CLASS_ID_MAX, NUM_SLOTS_MAX, ClassPolicy, TablePolicy
+from feature_eviction.row_cells import CELL_BYTES, CellArray, empty_row_cells
 
-RECORD_DTYPE = np.dtype(
-    [("score", np.float32), ("last_seen_s", np.uint32), ("updates", np.uint32), ("last_batch", np.uint32)]
-)
-"""One cache line holds all that a sighting changes. A score of NaN marks a free slot."""
+HOME_BYTES = 4
+LINK_BYTES = 8
 
-SLOT_BYTES = RECORD_DTYPE.itemsize + 8
-NUM_SLOTS_MAX = 2**31 - 1
+(
+    ADMITTED,
+    EXPIRED,
+    BY_SCORE,
+    BY_QUOTA,
+    FEW_UPDATES,
+    DELETED,
+    REFUSED_PROBABILITY,
+    REFUSED_COUNT,
+    REFUSED_QUOTA,
+    REFUSED_NO_VICTIM,
+) = range(10)
+NUM_COUNTERS = 10
+EVICTED_REASONS = {
+    "expired": EXPIRED,
+    "few_updates": FEW_UPDATES,
+    "score": BY_SCORE,
+    "quota": BY_QUOTA,
+    "deleted": DELETED,
+}
+REFUSED_REASONS = {
+    "probability": REFUSED_PROBABILITY,
+    "count": REFUSED_COUNT,
+    "quota": REFUSED_QUOTA,
+    "no_victim": REFUSED_NO_VICTIM,
+}
 
-ADMITTED, EXPIRED, BY_SCORE, REFUSED_PROBABILITY, REFUSED_COUNT, REFUSED_NO_VICTIM = range(6)
-NUM_COUNTERS = 6
-
-FREE_HEAD, NUM_ROWS_HELD, VICTIM_HAND, EXPIRY_HAND = range(4)
-NUM_CURSORS = 4
+FREE_HEAD, NUM_ROWS_HELD, VICTIM_HAND, EXPIRY_TICK, ROW_LIMIT, NUM_REMEMBERED, BAD_SCORES = range(7)
+NUM_CURSORS = 7
 
 ALWAYS, PROBABILITY, COUNT = range(3)
 _ADMISSION_KINDS = {"always": ALWAYS, "probability": PROBABILITY, "count": COUNT}
+
+WHEEL_BUCKETS_MAX = 1 << 16
+_TICKS_OF_SHORTEST = 256
+_SPARE_BUCKETS = 8
+
+EVICTION_DTYPE = np.dtype(
+    [("key", np.int64), ("when_s", np.int64), ("score", np.float32), ("reason", np.int32)]
+)
 
 
 class Rules(NamedTuple):
@@ -39,6 +72,9 @@ class Rules(NamedTuple):
     rule_of_class: npt.NDArray[np.uint16]
     ttl_s_R: Int64Array
     """-1 = never."""
+    min_updates_R: Int64Array
+    max_rows_R: Int64Array
+    """-1 = no quota."""
     protected_R: npt.NDArray[np.bool_]
     admission_R: Int64Array
     probability_R: npt.NDArray[np.float64]
@@ -48,12 +84,21 @@ class Rules(NamedTuple):
 class Table(NamedTuple):
     """The arrays of one table, as the kernels see them."""
 
-    cells_C2: Int64Array
-    keys_S: Int64Array
-    """The key of a row; of a free slot, the next free one (-1 ends the list)."""
-    records_S: npt.NDArray[np.void]
+    cells_C: CellArray
+    homes_S: Int32Array
+    """The home cell of the slot's key; of a free slot, -2 - the next free one (-1 ends the list)."""
+    in_flight_B: npt.NDArray[np.uint8]
+    """A bit a slot."""
+    links_S2: Int32Array
+    """The slot's neighbours in its wheel bucket; [0, 2] where no class has a lifetime."""
+    buckets_W: Int32Array
+    """The first slot of each bucket, -1 = none."""
+    recent_E: npt.NDArray[np.void]
+    """The newest evictions, written in a circle."""
     rules: Rules
     counters_RK: Int64Array
+    rows_R: Int64Array
+    """Rows held by rule."""
     cursors: Int64Array
     random_1: npt.NDArray[np.uint64]
     sketch_RW: npt.NDArray[np.uint8]
@@ -69,6 +114,8 @@ def rules_of(policy: TablePolicy) -> Rules:
     return Rules(
         rule_of_class=rule_of_class,
         ttl_s_R=np.array([-1 if one.ttl_s is None else one.ttl_s for one in listed], np.int64),
+        min_updates_R=np.array([one.min_updates for one in listed], np.int64),
+        max_rows_R=np.array([-1 if one.max_rows is None else one.max_rows for one in listed], np.int64),
         protected_R=np.array([one.protected for one in listed], np.bool_),
         admission_R=np.array([_ADMISSION_KINDS[one.admission.kind] for one in listed], np.int64),
         probability_R=np.array([one.admission.probability for one in listed], np.float64),
@@ -76,43 +123,85 @@ def rules_of(policy: TablePolicy) -> Rules:
     )
 
 
+def wheel_of(policy: TablePolicy) -> tuple[int, int]:
+    """(seconds a tick, buckets) of the timing wheel; (1, 0) where no class has a lifetime.
+
+    A tick is 1/256 of the shortest lifetime, at least a second, and long enough for the longest one to fit.
+    """
+    lifetimes = [one.ttl_s for one in policy.classes if one.ttl_s is not None]
+    if not lifetimes:
+        return 1, 0
+    longest_s = max(lifetimes)
+    tick_s = max(1, min(lifetimes) // _TICKS_OF_SHORTEST, -(-longest_s // (WHEEL_BUCKETS_MAX - 16)))
+    return tick_s, longest_s // tick_s + 2 + _SPARE_BUCKETS
+
+
 def empty_table(policy: TablePolicy) -> Table:
     """All slots free, the lowest taken first."""
     num_slots = policy.num_slots
-    keys_S = np.arange(1, num_slots + 1, dtype=np.int64)
-    keys_S[-1] = -1
-    records_S = np.zeros(num_slots, RECORD_DTYPE)
-    records_S["score"] = np.nan
+    homes_S = big_array(num_slots, np.int32)
+    homes_S[:] = np.arange(-3, -3 - num_slots, -1, dtype=np.int32)
+    homes_S[-1] = -1
     rules = rules_of(policy)
     sketch = CountSketch(policy.sketch_width_used)
+    _, num_buckets = wheel_of(policy)
+    links_S2 = big_array((num_slots if num_buckets else 0, 2), np.int32)
+    links_S2[:] = -1
+    cursors = np.zeros(NUM_CURSORS, np.int64)
+    cursors[ROW_LIMIT] = num_slots
+    num_rules = len(rules.ttl_s_R)
     return Table(
-        cells_C2=empty_cells(num_slots),
-        keys_S=keys_S,
-        records_S=records_S,
+        cells_C=empty_row_cells(num_slots),
+        homes_S=homes_S,
+        in_flight_B=np.zeros(_bytes_of_bits(num_slots), np.uint8),
+        links_S2=links_S2,
+        buckets_W=np.full(num_buckets, -1, np.int32),
+        recent_E=np.zeros(policy.evictions_remembered, EVICTION_DTYPE),
         rules=rules,
-        counters_RK=np.zeros((len(rules.ttl_s_R), NUM_COUNTERS), np.int64),
-        cursors=np.zeros(NUM_CURSORS, np.int64),
+        counters_RK=np.zeros((num_rules, NUM_COUNTERS), np.int64),
+        rows_R=np.zeros(num_rules, np.int64),
+        cursors=cursors,
         random_1=np.array([policy.seed & (2**64 - 1)], np.uint64),
         sketch_RW=sketch.counters_RW,
         sketch_additions_1=sketch.additions_1,
     )
 
 
+def _bytes_of_bits(num_slots: int) -> int:
+    return (num_slots + 7) // 8
+
+
 def bytes_of(table: Table) -> int:
-    """Bytes of everything whose size the policy chooses by number: cells, keys, records, sketch.
+    """Bytes of everything whose size the policy chooses by number.
 
     The rules and counters, some kilobytes that depend on the classes alone, are not in it.
     """
-    return table.cells_C2.nbytes + table.keys_S.nbytes + table.records_S.nbytes + table.sketch_RW.nbytes
+    sized = (
+        table.cells_C,
+        table.homes_S,
+        table.in_flight_B,
+        table.links_S2,
+        table.buckets_W,
+        table.recent_E,
+        table.sketch_RW,
+    )
+    return sum(array.nbytes for array in sized)
 
 
 def table_bytes(num_slots: int, *, policy: TablePolicy | None = None) -> int:
     """The exact IdTable.bytes_used of a table of so many slots (embedding rows not included).
 
-    Args: policy: whose classes say whether there is a count sketch; None = there is none.
+    Args: policy: whose classes say whether there are a count sketch and a timing wheel, and which says
+    how many evictions are remembered; None = none of them.
     """
-    sketch_width = 0 if policy is None else policy.sketch_width_used
-    return num_cells_for(num_slots) * CELL_BYTES + num_slots * SLOT_BYTES + NUM_ROWS * sketch_width
+    size = num_cells_for(num_slots) * CELL_BYTES + num_slots * HOME_BYTES + _bytes_of_bits(num_slots)
+    if policy is None:
+        return size
+    _, num_buckets = wheel_of(policy)
+    if num_buckets:
+        size += num_slots * LINK_BYTES + num_buckets * 4
+    size += policy.evictions_remembered * EVICTION_DTYPE.itemsize
+    return size + NUM_ROWS * policy.sketch_width_used
 
 
 def num_slots_for_budget(bytes_limit: int, *, bytes_per_row: int, policy: TablePolicy | None = None) -> int:

@@ -1,30 +1,39 @@
-"""From key to slot: score the rows that are held, then admit what is not. Kernels over one table.
+"""From key to slot: expire what is due, score the rows that are held, then admit what is not. Kernels over
+one table.
 
 All rows held are touched before the first id is admitted, so that no id of a call can push out another's row.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from feature_eviction.cells import PREFETCH_BLOCK, find_cell, find_from, home_cell
+from feature_eviction.cells import PREFETCH_BLOCK, home_cell
 from feature_eviction.count_sketch import sketch_add
-from feature_eviction.eviction import NUM_NEW, evict_expired, make_room, rule_of_key
+from feature_eviction.eviction import make_room, make_room_in_class, shrink
+from feature_eviction.expiry import expire_due, schedule_row
 from feature_eviction.jit import kernel, prefetch
 from feature_eviction.keys import Int64Array, mix64
 from feature_eviction.layout import (
     ADMITTED,
+    BAD_SCORES,
     COUNT,
+    DELETED,
     FREE_HEAD,
     NUM_ROWS_HELD,
     PROBABILITY,
     REFUSED_COUNT,
     REFUSED_NO_VICTIM,
     REFUSED_PROBABILITY,
+    REFUSED_QUOTA,
+    ROW_LIMIT,
 )
-from feature_eviction.score import KRAKEN, LFU, SCORE_EPOCH_S, gain, kraken_score
+from feature_eviction.leaving import NUM_NEW, evict, is_in_flight, rule_of_key, set_in_flight
+from feature_eviction.row_cells import find_row, find_row_from
+from feature_eviction.user_score import apply_score
 
 UPDATES_MAX = 2**32 - 1
 
@@ -52,51 +61,51 @@ def first_bad_sighting(shows_N: Any, positives_N: Any) -> Any:
 
 
 @kernel
-def derived_score(kind: Any, last_seen_s: Any, updates: Any) -> Any:
-    """The score column of lru and lfu, which compare by last_seen_s and updates themselves."""
-    if kind == LFU:
-        return np.float32(updates)
-    return np.float32(np.int64(last_seen_s) - SCORE_EPOCH_S)
+def touch(cells_C: Any, cell: Any, step: Any, shows: Any, positives: Any) -> Any:
+    """Add one sighting to a row; whether its score was a finite float32.
 
-
-@kernel
-def touch(table: Any, step: Any, slot: Any, shows: Any, positives: Any) -> None:
-    """Add one sighting to a row and put it into this batch."""
-    record = table.records_S[slot]
+    Hot functions take single arrays: a whole Table is some 20 reference counts at each call.
+    """
+    row = cells_C[cell]
+    last_seen_s = np.int64(row.last_seen_s)
+    updates = min(np.int64(row.updates) + shows, UPDATES_MAX)
+    age_s = max(0, step.now_s - last_seen_s)
+    value = np.float32(apply_score(step.score, np.float64(row.score), shows, positives, age_s, updates))
     # Event time may run back a little: the last use stays the latest one.
-    record.last_seen_s = max(np.int64(record.last_seen_s), step.now_s)
-    record.updates = min(np.int64(record.updates) + shows, UPDATES_MAX)
-    record.last_batch = step.batch
-    if step.score_kind == KRAKEN:
-        log_gain = gain(shows, positives, step.positive_weight)
-        record.score = kraken_score(record.score, log_gain, step.aging)
-    else:
-        record.score = derived_score(step.score_kind, record.last_seen_s, record.updates)
+    row.last_seen_s = max(last_seen_s, step.now_s)
+    row.updates = updates
+    if not math.isfinite(value):
+        return False
+    row.score = value
+    return True
 
 
 @kernel
 def touch_held(table: Any, step: Any, sightings: Any) -> Any:
     """Touch every row that is held; the number of sightings without one (slot -1)."""
     keys_N, slots_N = sightings.keys_N, sightings.slots_N
+    shows_N, positives_N = sightings.shows_N, sightings.positives_N
+    cells_C, in_flight_B = table.cells_C, table.in_flight_B
     num_keys = len(keys_N)
     homes_B = np.empty(PREFETCH_BLOCK, np.int64)
-    num_missing = 0
+    num_missing, num_bad = 0, 0
     for start in range(0, num_keys, PREFETCH_BLOCK):
         stop = min(start + PREFETCH_BLOCK, num_keys)
         for i in range(start, stop):
-            home = home_cell(table.cells_C2, keys_N[i])
+            home = home_cell(cells_C, keys_N[i])
             homes_B[i - start] = home
-            prefetch(table.cells_C2, home)
+            prefetch(cells_C, home)
         for i in range(start, stop):
-            slot = table.cells_C2[find_from(table.cells_C2, homes_B[i - start], keys_N[i]), 1]
+            cell = find_row_from(cells_C, homes_B[i - start], keys_N[i])
+            slot = np.int64(cells_C[cell].slot)
             slots_N[i] = slot
-            if slot >= 0:
-                prefetch(table.records_S, slot)
-        for i in range(start, stop):
-            if slots_N[i] >= 0:
-                touch(table, step, slots_N[i], sightings.shows_N[i], sightings.positives_N[i])
-            else:
+            if slot < 0:
                 num_missing += 1
+            else:
+                in_flight_B[slot >> 3] |= np.uint8(1 << (slot & 7))
+                if not touch(cells_C, cell, step, shows_N[i], positives_N[i]):
+                    num_bad += 1
+    table.cursors[BAD_SCORES] += num_bad
     return num_missing
 
 
@@ -123,19 +132,39 @@ def refusal(table: Any, rule: Any, key: Any, shows: Any) -> Any:
 
 
 @kernel
-def insert(table: Any, cell: Any, key: Any) -> Any:
-    """Give a key the first free slot; its record is empty, in no batch."""
+def insert(table: Any, key: Any, now_s: Any) -> Any:
+    """Give an absent key the first free slot; its cell. The row is of age 0, in no batch and no bucket."""
     slot = table.cursors[FREE_HEAD]
-    table.cursors[FREE_HEAD] = table.keys_S[slot]
+    table.cursors[FREE_HEAD] = -2 - np.int64(table.homes_S[slot])
     table.cursors[NUM_ROWS_HELD] += 1
-    table.cells_C2[cell, 0] = key
-    table.cells_C2[cell, 1] = slot
-    table.keys_S[slot] = key
-    record = table.records_S[slot]
-    record.score = -np.inf
-    record.last_seen_s = 0
-    record.updates = 0
-    return slot
+    table.rows_R[rule_of_key(table.rules, key)] += 1
+    home = home_cell(table.cells_C, key)
+    table.homes_S[slot] = home
+    cell = find_row_from(table.cells_C, home, key)
+    row = table.cells_C[cell]
+    row.key = key
+    row.slot = slot
+    row.score = 0.0
+    row.last_seen_s = now_s
+    row.updates = 0
+    return cell
+
+
+@kernel
+def find_room(table: Any, step: Any, rule: Any, may_evict: Any, changes: Any) -> Any:
+    """Free a slot that the class may take; the counter of the reason why there is none, else -1."""
+    quota = table.rules.max_rows_R[rule]
+    if quota >= 0 and table.rows_R[rule] >= quota:
+        # What may not leave now may not leave later in this call either.
+        if changes.quota_failed_R[rule] or not make_room_in_class(table, step, rule, changes):
+            changes.quota_failed_R[rule] = True
+            return REFUSED_QUOTA
+        return -1
+    if table.cursors[NUM_ROWS_HELD] >= table.cursors[ROW_LIMIT] and (
+        not may_evict or not make_room(table, step, changes)
+    ):
+        return REFUSED_NO_VICTIM
+    return -1
 
 
 @kernel
@@ -148,49 +177,68 @@ def admit_missing(table: Any, step: Any, sightings: Any, changes: Any) -> None:
         if slots_N[i] >= 0:
             continue
         key, shows = keys_N[i], sightings.shows_N[i]
-        slot = table.cells_C2[find_cell(table.cells_C2, key), 1]
-        if slot < 0:
+        cell = find_row(table.cells_C, key)
+        is_new = table.cells_C[cell].slot < 0
+        if is_new:
             rule = rule_of_key(table.rules, key)
             reason = refusal(table, rule, key, shows)
-            if reason < 0 and table.cursors[FREE_HEAD] < 0:
-                # A row that may not leave now may not leave later in this call either.
-                may_evict = may_evict and make_room(table, step, changes)
-                if not may_evict:
-                    reason = REFUSED_NO_VICTIM
+            if reason < 0:
+                reason = find_room(table, step, rule, may_evict, changes)
+                may_evict = may_evict and reason != REFUSED_NO_VICTIM
             if reason >= 0:
                 table.counters_RK[rule, reason] += 1
                 num_refused += 1
                 continue
-            # Sought again: the eviction may have moved the cell that the key shall have.
-            slot = insert(table, find_cell(table.cells_C2, key), key)
+            cell = insert(table, key, step.now_s)
             table.counters_RK[rule, ADMITTED] += 1
             changes.new_keys_M[changes.counts[NUM_NEW]] = key
-            changes.new_slots_M[changes.counts[NUM_NEW]] = slot
+            changes.new_slots_M[changes.counts[NUM_NEW]] = table.cells_C[cell].slot
             changes.counts[NUM_NEW] += 1
-        touch(table, step, slot, shows, sightings.positives_N[i])
-        slots_N[i] = slot
+        if not touch(table.cells_C, cell, step, shows, sightings.positives_N[i]):
+            table.cursors[BAD_SCORES] += 1
+        set_in_flight(table.in_flight_B, table.cells_C[cell].slot)
+        if is_new and len(table.buckets_W) > 0:
+            schedule_row(table, cell, rule_of_key(table.rules, key), step.tick_s)
+        slots_N[i] = table.cells_C[cell].slot
     if num_refused > 0 and changes.counts[NUM_NEW] > 0:
         # A key refused at first and admitted later in the call has one slot at all its places.
         for i in range(len(keys_N)):
             if slots_N[i] < 0:
-                slots_N[i] = table.cells_C2[find_cell(table.cells_C2, keys_N[i]), 1]
+                slots_N[i] = table.cells_C[find_row(table.cells_C, keys_N[i])].slot
 
 
 @kernel
-def expire_and_admit(table: Any, step: Any, sightings: Any, changes: Any) -> None:
-    """The second half of a map call, after touch_held."""
-    evict_expired(table, step, changes)
-    admit_missing(table, step, sightings, changes)
+def map_sightings(table: Any, step: Any, sightings: Any, changes: Any) -> None:
+    """One map call, in three steps."""
+    expire_due(table, step, step.expiry_scan, step.expiry_scan, changes)
+    num_missing = touch_held(table, step, sightings)
+    shrink(table, step, changes)
+    if num_missing > 0:
+        admit_missing(table, step, sightings, changes)
 
 
 @kernel
-def insert_records(table: Any, keys_N: Any, records_N: Any, slots_N: Any) -> None:
-    """Insert absent keys with ready records, as far as there are free slots."""
+def delete_rows(table: Any, step: Any, keys_N: Any, slots_N: Any, changes: Any) -> None:
+    """Evict the rows of keys; slots_N: the slots that became free, -1 where absent or in flight."""
     for i in range(len(keys_N)):
-        slot = insert(table, find_cell(table.cells_C2, keys_N[i]), keys_N[i])
-        record = table.records_S[slot]
-        record.score = records_N[i].score
-        record.last_seen_s = records_N[i].last_seen_s
-        record.updates = records_N[i].updates
-        record.last_batch = records_N[i].last_batch
+        cell = find_row(table.cells_C, keys_N[i])
+        slot = np.int64(table.cells_C[cell].slot)
+        if slot >= 0 and is_in_flight(table.in_flight_B, slot):
+            slot = np.int64(-1)
+        if slot >= 0:
+            evict(table, cell, DELETED, step.now_s, changes)
         slots_N[i] = slot
+
+
+@kernel
+def insert_columns(table: Any, keys_N: Any, columns: Any, tick_s: Any, slots_N: Any) -> None:
+    """Insert absent keys with ready columns, as far as there are free slots."""
+    for i in range(len(keys_N)):
+        cell = insert(table, keys_N[i], np.int64(0))
+        row = table.cells_C[cell]
+        row.score = columns.scores_N[i]
+        row.last_seen_s = columns.last_seen_s_N[i]
+        row.updates = columns.updates_N[i]
+        if len(table.buckets_W) > 0:
+            schedule_row(table, cell, rule_of_key(table.rules, keys_N[i]), tick_s)
+        slots_N[i] = row.slot

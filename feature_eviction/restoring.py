@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from feature_eviction.cells import lookup_cells
+from feature_eviction.cells import home_cell
+from feature_eviction.jit import kernel
 from feature_eviction.keys import Int64Array, as_keys, class_of
-from feature_eviction.layout import BY_SCORE, NUM_ROWS_HELD, RECORD_DTYPE, Table
-from feature_eviction.mapping import UPDATES_MAX, insert_records
-from feature_eviction.score import KRAKEN, LFU, LRU, SCORE_EPOCH_S
+from feature_eviction.layout import BY_QUOTA, BY_SCORE, EXPIRY_TICK, NUM_ROWS_HELD, ROW_LIMIT, Table
+from feature_eviction.mapping import UPDATES_MAX, insert_columns
+from feature_eviction.row_cells import lookup_rows
+from feature_eviction.user_score import apply_score
 
 LAST_SEEN_S_MAX = 2**32 - 1
 
@@ -62,49 +64,60 @@ class RowColumns(NamedTuple):
         return columns
 
 
-def insert_best_rows(table: Table, columns: RowColumns, *, score_kind: int, released: int) -> Int64Array:
-    """Slots int64 [N]; -1 for the rows that did not fit, counted as evicted for their score."""
+def insert_best_rows(table: Table, columns: RowColumns, *, score: Any, tick_s: int) -> Int64Array:
+    """Slots int64 [N]; -1 for the rows that did not fit, counted as evicted for their score or quota.
+
+    Rows are compared by what they are worth as of the newest sighting among them.
+    """
     keys_N = columns.keys_N
     slots_N = np.empty(len(keys_N), np.int64)
-    lookup_cells(table.cells_C2, keys_N, slots_N)
+    lookup_rows(table.cells_C, keys_N, slots_N)
     if (slots_N >= 0).any():
         raise ValueError(f"insert_rows: key {keys_N[int(slots_N.argmax())]} is held already")
-    rules_N = table.rules.rule_of_class[class_of(keys_N)]
+    if len(keys_N) == 0:
+        return slots_N
+    rules_N = table.rules.rule_of_class[class_of(keys_N)].astype(np.int64)
+    now_s = int(columns.last_seen_s_N.max())
+    if table.cursors[NUM_ROWS_HELD] == 0:
+        # The wheel has not turned yet: lifetimes count from here.
+        table.cursors[EXPIRY_TICK] = now_s // tick_s
+    worths_N = np.empty(len(keys_N), np.float64)
+    _worths(score, columns, now_s, worths_N)
+    # The best first; ties keep the order given.
+    order_N = np.lexsort((np.arange(len(keys_N)), -worths_N, ~table.rules.protected_R[rules_N]))
     kept_N = np.ones(len(keys_N), np.bool_)
-    num_free = len(table.keys_S) - int(table.cursors[NUM_ROWS_HELD])
-    num_left_out = len(keys_N) - num_free
-    if num_left_out > 0:
-        # Ties leave by the later place first, so that the order given decides.
-        places_N = np.arange(len(keys_N))
-        order_N = np.lexsort((-places_N, _worth(columns, score_kind), table.rules.protected_R[rules_N]))
-        left_out = order_N[:num_left_out]
-        kept_N[left_out] = False
-        np.add.at(table.counters_RK[:, BY_SCORE], rules_N[left_out], 1)
+    for rule in np.flatnonzero(table.rules.max_rows_R >= 0):
+        room = max(0, int(table.rules.max_rows_R[rule] - table.rows_R[rule]))
+        beyond_quota = order_N[rules_N[order_N] == rule][room:]
+        kept_N[beyond_quota] = False
+        table.counters_RK[rule, BY_QUOTA] += len(beyond_quota)
+    room = max(0, int(table.cursors[ROW_LIMIT] - table.cursors[NUM_ROWS_HELD]))
+    left_out = order_N[kept_N[order_N]][room:]
+    kept_N[left_out] = False
+    np.add.at(table.counters_RK[:, BY_SCORE], rules_N[left_out], 1)
+    kept_columns = RowColumns(
+        keys_N[kept_N],
+        columns.scores_N[kept_N],
+        columns.last_seen_s_N[kept_N],
+        columns.updates_N[kept_N],
+    )
     kept_slots = np.empty(int(kept_N.sum()), np.int64)
-    insert_records(table, keys_N[kept_N], _records(columns, score_kind, released)[kept_N], kept_slots)
+    insert_columns(table, kept_columns.keys_N, kept_columns, tick_s, kept_slots)
+    slots_N[~kept_N] = -1
     slots_N[kept_N] = kept_slots
     return slots_N
 
 
-def _worth(columns: RowColumns, score_kind: int) -> npt.NDArray[np.float64]:
-    by_kind: dict[int, npt.NDArray[Any]] = {
-        KRAKEN: columns.scores_N,
-        LRU: columns.last_seen_s_N,
-        LFU: columns.updates_N,
-    }
-    return by_kind[score_kind].astype(np.float64)
+@kernel
+def _worths(score: Any, columns: Any, now_s: Any, worths_N: Any) -> None:
+    for i in range(len(worths_N)):
+        age_s = max(0, now_s - columns.last_seen_s_N[i])
+        old = np.float64(columns.scores_N[i])
+        worths_N[i] = apply_score(score, old, 0, 0, age_s, columns.updates_N[i])
 
 
-def _records(columns: RowColumns, score_kind: int, released: int) -> npt.NDArray[np.void]:
-    """In no batch in flight, as if last used in the newest released one."""
-    records_N = np.empty(len(columns.keys_N), RECORD_DTYPE)
-    records_N["last_seen_s"] = columns.last_seen_s_N
-    records_N["updates"] = columns.updates_N
-    records_N["last_batch"] = released % 2**32
-    if score_kind == KRAKEN:
-        records_N["score"] = columns.scores_N
-    elif score_kind == LRU:
-        records_N["score"] = columns.last_seen_s_N - SCORE_EPOCH_S
-    else:
-        records_N["score"] = columns.updates_N
-    return records_N
+@kernel
+def home_cells(cells_C: Any, keys_N: Any, homes_N: Any) -> None:
+    """The home cell of each key."""
+    for i in range(len(keys_N)):
+        homes_N[i] = home_cell(cells_C, keys_N[i])

@@ -13,23 +13,27 @@ from feature_eviction import (
     num_slots_for_budget,
     table_bytes,
 )
+from feature_eviction.layout import NUM_CURSORS
+from feature_eviction.policy import NUM_SLOTS_MAX
 
+LIVING = (ClassPolicy(class_id=1, ttl_s=3600),)
 COUNTED = (ClassPolicy(class_id=1, admission=AdmissionConfig(kind="count", min_count=2)),)
 
 
 def all_bytes(table: IdTable) -> int:
-    arrays = table._table._replace(rules=None)
-    return sum(array.nbytes for array in arrays if array is not None)
+    arrays = table._table._asdict()
+    del arrays["rules"]
+    return sum(array.nbytes for array in arrays.values())
 
 
-@pytest.mark.parametrize("classes", [(), COUNTED])
+@pytest.mark.parametrize("classes", [(), COUNTED, LIVING])
 @pytest.mark.parametrize("num_slots", [1, 2, 5, 1000])
 def test_table_bytes_are_the_bytes_of_the_arrays(num_slots: int, classes: tuple[ClassPolicy, ...]) -> None:
     policy = TablePolicy(num_slots=num_slots, classes=classes, count_sketch_width=64)
     table = IdTable(policy)
     assert table.bytes_used == table_bytes(num_slots, policy=policy)
-    # Beside them: 48 bytes of counters a rule, the cursors, one random number, one sketch counter.
-    assert all_bytes(table) == table.bytes_used + 48 * (1 + len(classes)) + 4 * 8 + 8 + 8
+    # Beside them: ten counters and the rows of each rule, the cursors, one random number, one sketch counter.
+    assert all_bytes(table) == table.bytes_used + 88 * (1 + len(classes)) + 8 * NUM_CURSORS + 8 + 8
 
 
 @settings(deadline=None)
@@ -42,11 +46,14 @@ def test_slots_for_a_budget_are_the_most_that_fit(limit: int, bytes_per_row: int
         return table_bytes(slots, policy=policy) + slots * bytes_per_row
 
     assert num_slots == 0 or needed(num_slots) <= limit
-    assert num_slots == 2**31 - 1 or needed(num_slots + 1) > limit
+    assert num_slots == NUM_SLOTS_MAX or needed(num_slots + 1) > limit
 
 
-def test_a_slot_costs_at_most_44_bytes_and_a_cell() -> None:
-    assert table_bytes(1_000_000) <= 44 * 1_000_000 + 16
+def test_a_slot_costs_35_bytes_and_8_more_where_rows_expire() -> None:
+    num_slots = 1_000_000
+    assert table_bytes(num_slots) <= 34.2 * num_slots
+    living = TablePolicy(num_slots=1, classes=LIVING, evictions_remembered=0)
+    assert table_bytes(num_slots, policy=living) - table_bytes(num_slots) <= 8.1 * num_slots
 
 
 def test_arrays_keep_their_size_whatever_comes() -> None:
