@@ -30,11 +30,11 @@ from benchmarks.report import (
     say_skipped,
     say_table,
 )
+from benchmarks.zipf import zipf_ranks
 from feature_eviction import make_keys
 
 ROWS = (1_000_000, 10_000_000, 50_000_000)
 IDS_PER_CALL = 20_000
-ZIPF_EXPONENT = 1.05
 MAP_CASES = {"map_hit": 0.0, "map_new5": 0.05, "map_new20": 0.20}
 
 DRIFT_MAX = 0.02
@@ -73,14 +73,9 @@ class Streams:
         self._next_new = num_rows
 
     def held(self, stream: str, num_ids: int) -> Keys:
-        """Zipf by the inverse of its continuous distribution, or uniform."""
-        uniform_N = self._generator.random(num_ids)
         if stream == "uniform":
-            return keys_of((uniform_N * self._num_rows).astype(np.int64))
-        power = 1.0 - ZIPF_EXPONENT
-        edge = (self._num_rows + 1.0) ** power
-        ranks_N = (1.0 + uniform_N * (edge - 1.0)) ** (1.0 / power) - 1.0
-        return keys_of(np.minimum(ranks_N.astype(np.int64), self._num_rows - 1))
+            return keys_of(self._generator.integers(0, self._num_rows, num_ids))
+        return keys_of(zipf_ranks(self._generator, num_ids, num_ranks=self._num_rows))
 
     def new(self, num_ids: int) -> Keys:
         self._next_new += num_ids

@@ -52,7 +52,7 @@ def policy_of(num_slots: int) -> TablePolicy:
 
 
 class Sightings:
-    """The columns beside the keys: event time goes on by a second a call, a fifth of the sightings is positive."""
+    """The columns beside the keys: a second passes with each call, a fifth of the sightings is positive."""
 
     def __init__(self) -> None:
         self._now_s = START_S
