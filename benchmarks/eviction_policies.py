@@ -1,0 +1,153 @@
+"""Tables of one budget under different policies, for benchmarks.eviction_quality.
+
+Kraken, show/click, LRU, LFU, DistanceLFU and TTL are IdTable's own scores, as far as it knows them; a random
+victim and a hashed table of equal memory are here to compare with. Legend: U distinct keys of a call, M new
+rows, K evicted rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.factorisation import ROW_BYTES
+from feature_eviction import (
+    ClassPolicy,
+    IdTable,
+    ScoreConfig,
+    SlotMap,
+    TablePolicy,
+    UniqueKeys,
+    owner_of,
+    table_bytes,
+)
+
+USER_CLASS, ITEM_CLASS = 1, 2
+SCORE_KINDS = ("kraken", "show_click", "lru", "lfu", "distance_lfu", "ttl_only")
+ADMITTED_AT = "kraken_count2"
+"""Kraken's score, and a row only at the second sighting: what an id must show before it pushes one out."""
+TTL_SHARE = 0.25
+"""ttl_only: a row's lifetime as a share of the stream's span."""
+
+Int64Array = npt.NDArray[np.int64]
+NO_KEYS = np.zeros(0, np.int64)
+
+
+class Mapped(NamedTuple):
+    slots_U: Int64Array
+    """-1: the default row."""
+    new_keys_M: Int64Array
+    new_slots_M: Int64Array
+    evicted_keys_K: Int64Array
+
+
+class PolicyTable(Protocol):
+    num_slots: int
+    num_bytes: int
+    """Rows and all that is kept to find and judge them."""
+    counts_hits: bool
+
+    def map(self, unique: UniqueKeys, now_s: int) -> Mapped: ...
+
+
+class Scored:
+    """IdTable with one of its scores: the one place where this benchmark touches it."""
+
+    counts_hits = True
+
+    def __init__(self, num_slots: int, *, kind: str, span_s: int, seed: int, min_count: int = 1) -> None:
+        ttl_s = max(1, int(TTL_SHARE * span_s)) if kind == "ttl_only" else None
+        admission = AdmissionConfig(kind="count" if min_count > 1 else "always", min_count=min_count)
+        policy = TablePolicy(
+            num_slots=num_slots,
+            score=_score_config(kind),
+            classes=tuple(
+                ClassPolicy(class_id=one, ttl_s=ttl_s, admission=admission)
+                for one in (USER_CLASS, ITEM_CLASS)
+            ),
+            # The sketch counts into the memory: a counter or two a slot, in each of its rows.
+            count_sketch_width=1 << num_slots.bit_length(),
+            seed=seed,
+        )
+        self._table = IdTable(policy)
+        self.num_slots = num_slots
+        self.num_bytes = self._table.bytes_used + num_slots * ROW_BYTES
+
+    def map(self, unique: UniqueKeys, now_s: int) -> Mapped:
+        result = self._table.map(
+            unique.keys_U, shows_N=unique.shows_U, positives_N=unique.positives_U, now_s=now_s
+        )
+        self._table.release(result.batch)
+        return Mapped(result.slots_N, result.new_keys_M, result.new_slots_M, result.evicted_keys_K)
+
+
+class Random:
+    """Any row may leave that the call does not use."""
+
+    counts_hits = True
+
+    def __init__(self, num_slots: int, *, span_s: int, seed: int) -> None:
+        self._slots = SlotMap(num_slots)
+        self._key_of_slot = np.zeros(num_slots, np.int64)
+        self._generator = np.random.default_rng(seed)
+        self.num_slots = num_slots
+        self.num_bytes = table_bytes(num_slots) + num_slots * ROW_BYTES
+
+    def map(self, unique: UniqueKeys, now_s: int) -> Mapped:
+        slots_U = self._slots.lookup(unique.keys_U)
+        new_keys_M = unique.keys_U[slots_U < 0]
+        num_victims = max(0, len(self._slots) + len(new_keys_M) - self.num_slots)
+        may_leave = np.ones(self.num_slots, np.bool_)
+        may_leave[slots_U[slots_U >= 0]] = False
+        may_leave[self._slots.free_slots(self.num_slots - len(self._slots))] = False
+        candidates = np.flatnonzero(may_leave)
+        chosen = self._generator.choice(candidates, min(num_victims, len(candidates)), replace=False)
+        evicted_keys_K = self._key_of_slot[chosen]
+        self._slots.delete(evicted_keys_K)
+        new_keys_M = new_keys_M[: self.num_slots - len(self._slots)]
+        new_slots_M, _ = self._slots.upsert(new_keys_M)
+        self._key_of_slot[new_slots_M] = new_keys_M
+        return Mapped(self._slots.lookup(unique.keys_U), new_keys_M, new_slots_M, evicted_keys_K)
+
+
+class Hashed:
+    """No ids at all: a row is a hash of the key. All the memory of the others goes into rows."""
+
+    counts_hits = False
+
+    def __init__(self, num_slots: int, *, span_s: int, seed: int) -> None:
+        budget = table_bytes(num_slots) + num_slots * ROW_BYTES
+        self.num_slots = budget // ROW_BYTES
+        self.num_bytes = self.num_slots * ROW_BYTES
+
+    def map(self, unique: UniqueKeys, now_s: int) -> Mapped:
+        slots_U = owner_of(unique.keys_U, num_owners=self.num_slots).astype(np.int64)
+        return Mapped(slots_U, NO_KEYS, NO_KEYS, NO_KEYS)
+
+
+MakeTable = Callable[..., PolicyTable]
+
+
+def known_policies() -> tuple[dict[str, MakeTable], list[str]]:
+    """The policies that can run, and the names of the scores that this IdTable does not know."""
+    policies: dict[str, MakeTable] = {}
+    unknown = []
+    for kind in SCORE_KINDS:
+        try:
+            _score_config(kind)
+        except msgspec.ValidationError:
+            unknown.append(kind)
+        else:
+            policies[kind] = partial(Scored, kind=kind)
+    policies[ADMITTED_AT] = partial(Scored, kind="kraken", min_count=2)
+    return {**policies, "random": Random, "hashed": Hashed}, unknown
+
+
+def _score_config(kind: str) -> ScoreConfig:
+    """Through convert, which checks the name; the constructor does not."""
+    return msgspec.convert({"kind": kind}, ScoreConfig)
