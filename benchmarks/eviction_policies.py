@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from benchmarks.factorisation import ROW_BYTES
 from feature_eviction import (
+    AdmissionConfig,
     ClassPolicy,
     IdTable,
     ScoreConfig,
