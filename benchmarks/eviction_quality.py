@@ -21,7 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.eviction_policies import ITEM_CLASS, USER_CLASS, MakeTable, PolicyTable, known_policies
+from benchmarks.eviction_policies import (
+    ITEM_CLASS,
+    USER_CLASS,
+    MakeTable,
+    PolicyTable,
+    Setting,
+    known_policies,
+)
 from benchmarks.factorisation import Factorisation, auc, initial_factors, log_loss
 from benchmarks.quality_streams import SYNTHETIC, Stream, read_trace
 from benchmarks.quality_summary import goals, summarised
@@ -140,8 +147,9 @@ def outcomes_of(
         smallest = max(len(call.unique.keys_U) for call in calls)
         for share in SHARES:
             num_slots = max(smallest, int(share * stream.num_ids))
+            setting = Setting(num_slots, span_s, seed, [call.unique.keys_U for call in calls])
             for policy, make_table in policies.items():
-                table = make_table(num_slots, span_s=span_s, seed=seed)
+                table = make_table(setting)
                 outcomes.setdefault((share, policy), []).append(learn(stream, calls, table, seed=seed))
     return outcomes
 

@@ -1,6 +1,6 @@
 """How many million ids a second the id table looks up, maps, deletes and loads, beside others doing the same.
 
-python -m benchmarks.id_table [--quick] [--rows N ...] [--peers NAME ...]
+python -m benchmarks.id_table [--quick] [--rows N ...] [--peers NAME ...] [--rounds N]
 
 Every figure is a pair: IdTable and one contestant do the same calls in turns, on one thread; a rate is the
 median over rounds. `ratio` is ours over theirs, in speed. A call has 20,000 ids; every slot of a table is
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,8 @@ ROWS = (1_000_000, 10_000_000, 50_000_000)
 IDS_PER_CALL = 20_000
 MAP_CASES = {"map_hit": 0.0, "map_new5": 0.05, "map_new20": 0.20}
 
+TIMED_ROUND = 50
+"""Calls of one contestant in a row where single calls are looked at."""
 DRIFT_MAX = 0.02
 """Share of a table's first ids that may be evicted before a round of hits begins."""
 
@@ -199,11 +201,10 @@ class Pairing:
 
     def call_times(self) -> dict[str, dict[str, float]]:
         """Single calls with 5 % new ids, some thousand of them, both in turns."""
-        num_calls = min(50, self.effort.timed_calls)
         seconds = in_turns(
             {"ours": self._ours.map, self.name: self._theirs.map},
-            partial(self._streams.calls, "zipf", new_share=MAP_CASES["map_new5"], num_calls=num_calls),
-            rounds=max(1, self.effort.timed_calls // num_calls),
+            partial(self._streams.calls, "zipf", new_share=MAP_CASES["map_new5"], num_calls=TIMED_ROUND),
+            rounds=max(1, self.effort.timed_calls // TIMED_ROUND),
             limit_s=60.0,
         )
         return {name: call_times_ms(times) for name, times in seconds.items()}
@@ -238,8 +239,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1M rows, short rounds: about a minute")
     parser.add_argument("--rows", type=int, nargs="+", help=f"table sizes (default {ROWS}, quick {ROWS[:1]})")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all")
+    parser.add_argument("--rounds", type=int, help="at most so many of each case")
     options = parser.parse_args()
     effort = QUICK if options.quick else FULL
+    if options.rounds:
+        timed_calls = min(effort.timed_calls, TIMED_ROUND * options.rounds)
+        effort = replace(effort, rounds=options.rounds, timed_calls=timed_calls)
     sizes = options.rows or (ROWS[:1] if options.quick else ROWS)
     say(f"M ids a second, {IDS_PER_CALL:,} ids a call, one thread; ratio = ours / theirs")
     rows, by_size = [], []

@@ -16,6 +16,7 @@ STYLES = {
     "ttl_only": ("#8c510a", "P"),
     "random": ("#888888", "x"),
     "hashed": ("#111111", "*"),
+    "foresight": ("#5ab4ac", "d"),
 }
 MEASURES = {
     "auc": "AUC, predict-then-train",

@@ -1,6 +1,6 @@
 """How many million rows a second the row store reads and replaces, beside other stores doing the same.
 
-python -m benchmarks.row_store [--quick] [--rows N ...] [--peers NAME ...]
+python -m benchmarks.row_store [--quick] [--rows N ...] [--peers NAME ...] [--rounds N]
 
 Every figure is a pair: RowStore and one contestant do the same calls in turns, on one thread (Redis: its
 server is a second one); a rate is the median over rounds, `ratio` is ours over theirs. A call has 4,096 ids:
@@ -108,8 +108,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS:,} rows, short rounds")
     parser.add_argument("--rows", type=int, nargs="+", help=f"rows held (default {ROWS:,})")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all")
+    parser.add_argument("--rounds", type=int, help="at most so many of each case")
     options = parser.parse_args()
     rounds, limit_s = (5, 0.5) if options.quick else (15, 6.0)
+    rounds = options.rounds or rounds
     say(f"M rows a second, {IDS_PER_CALL:,} ids a call; ratio = ours / theirs")
     rows: list[dict[str, Any]] = []
     for name in options.peers:
