@@ -145,7 +145,7 @@ class Native:
 
     def loader(self) -> Callable[[], object]:
         num_rows = len(self._keys_S)
-        columns = {
+        columns: dict[str, Any] = {
             "scores_N": np.zeros(num_rows, np.float32),
             "last_seen_s_N": np.full(num_rows, START_S, np.uint32),
             "updates_N": np.ones(num_rows, np.uint32),

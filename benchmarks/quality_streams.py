@@ -121,7 +121,7 @@ def read_trace(path: Path, *, user: str, item: str, time: str, label: str) -> St
     """
     with path.open("rb") as raw:
         unpacked = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-        lines = csv.DictReader(io.TextIOWrapper(unpacked, encoding="utf-8", newline=""))  # type: ignore[type-var]
+        lines = csv.DictReader(io.TextIOWrapper(unpacked, encoding="utf-8", newline=""))
         missing = {user, item, time, label} - set(lines.fieldnames or ())
         if missing:
             raise ValueError(

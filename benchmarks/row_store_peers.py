@@ -10,9 +10,10 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -144,7 +145,7 @@ class Redis(_ByBytes):
         socket = folder / "redis.sock"
         settings = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
         self._server = subprocess.Popen(["redis-server", *settings], stdout=subprocess.DEVNULL, cwd=folder)
-        self._client = redis.Redis(unix_socket_path=str(socket))
+        self._client: Any = redis.Redis(unix_socket_path=str(socket))
         deadline = time.monotonic() + REDIS_START_S
         while not socket.exists() and self._server.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -165,8 +166,8 @@ class RocksDb(_ByBytes):
     """rocksdict in raw mode, without the write-ahead log."""
 
     def __init__(self, folder: Path) -> None:
-        import rocksdict
-
+        # By name, since its stubs take the setting below for a method.
+        rocksdict: Any = import_module("rocksdict")
         self._rocksdict = rocksdict
         self._store = rocksdict.Rdict(str(folder / "rocks"), rocksdict.Options(raw_mode=True))
         self._no_log = rocksdict.WriteOptions()
@@ -191,7 +192,7 @@ class Lmdb(_ByBytes):
     def __init__(self, folder: Path) -> None:
         import lmdb
 
-        self._store = lmdb.open(str(folder / "lmdb"), map_size=LMDB_BYTES_MAX, sync=False, writemap=True)
+        self._store: Any = lmdb.open(str(folder / "lmdb"), map_size=LMDB_BYTES_MAX, sync=False, writemap=True)
 
     def get(self, keys_N: Keys) -> Rows:
         with self._store.begin() as reading:

@@ -17,5 +17,5 @@ def zipf_ranks(
     """
     power = 1.0 - exponent
     edge = (num_ranks + 1.0) ** power
-    ranks_N = (1.0 + generator.random(num) * (edge - 1.0)) ** (1.0 / power) - 1.0
-    return np.minimum(ranks_N.astype(np.int64), num_ranks - 1)
+    ranks_N: npt.NDArray[np.float64] = (1.0 + generator.random(num) * (edge - 1.0)) ** (1.0 / power) - 1.0
+    return np.minimum(ranks_N, num_ranks - 1).astype(np.int64)
