@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.id_table_goals import goals
 from benchmarks.id_table_peers import CLASS_ID, PEERS, Keys, Ours, Peer, why_absent
 from benchmarks.report import (
     Seconds,
@@ -254,7 +255,10 @@ def main() -> None:
         by_size.append(facts)
     first = by_size[0]
     facts = {"bytes_per_id": first["bytes_per_id"].get("ours"), **first.get("call_ms", {}).get("ours", {})}
-    say_json("id_table", rows=rows, facts={**facts, "sizes": by_size})
+    lines = goals(rows, by_size)
+    for line in lines:
+        say(line)
+    say_json("id_table", rows=rows, facts={**facts, "sizes": by_size, "lines": lines})
 
 
 if __name__ == "__main__":
