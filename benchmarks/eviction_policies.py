@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -30,8 +30,12 @@ from feature_eviction import (
 
 USER_CLASS, ITEM_CLASS = 1, 2
 SCORE_KINDS = ("kraken", "show_click", "lru", "lfu", "distance_lfu", "ttl_only")
-ADMITTED_AT = "kraken_count2"
-"""Kraken's score, and a row only at the second sighting: what an id must show before it pushes one out."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "kraken_count2": {"min_count": 2},
+    "kraken_decay50": {"decay_per_day": 0.5},
+}
+"""Kraken's score with one thing changed: a row only at the second sighting; half of the score lost in a day
+instead of a tenth, for items that live for days."""
 TTL_SHARE = 0.25
 """ttl_only: a row's lifetime as a share of the stream's span."""
 
@@ -73,13 +77,13 @@ class Scored:
 
     counts_hits = True
 
-    def __init__(self, setting: Setting, *, kind: str, min_count: int = 1) -> None:
+    def __init__(self, setting: Setting, *, kind: str, min_count: int = 1, **score: float) -> None:
         num_slots = setting.num_slots
         ttl_s = max(1, int(TTL_SHARE * setting.span_s)) if kind == "ttl_only" else None
         admission = AdmissionConfig(kind="count" if min_count > 1 else "always", min_count=min_count)
         policy = TablePolicy(
             num_slots=num_slots,
-            score=_score_config(kind),
+            score=_score_config(kind, **score),
             classes=tuple(
                 ClassPolicy(class_id=one, ttl_s=ttl_s, admission=admission)
                 for one in (USER_CLASS, ITEM_CLASS)
@@ -212,10 +216,11 @@ def known_policies() -> tuple[dict[str, MakeTable], list[str]]:
             unknown.append(kind)
         else:
             policies[kind] = partial(Scored, kind=kind)
-    policies[ADMITTED_AT] = partial(Scored, kind="kraken", min_count=2)
+    for name, changed in VARIANTS.items():
+        policies[name] = partial(Scored, kind="kraken", **changed)
     return {**policies, "random": Random, "hashed": Hashed, "foresight": Foresight}, unknown
 
 
-def _score_config(kind: str) -> ScoreConfig:
+def _score_config(kind: str, **score: float) -> ScoreConfig:
     """Through convert, which checks the name; the constructor does not."""
-    return msgspec.convert({"kind": kind}, ScoreConfig)
+    return msgspec.convert({"kind": kind, **score}, ScoreConfig)

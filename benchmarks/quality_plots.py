@@ -9,6 +9,7 @@ from typing import Any
 STYLES = {
     "kraken": ("#c1272d", "o"),
     "kraken_count2": ("#f4a582", "h"),
+    "kraken_decay50": ("#8b0000", "p"),
     "show_click": ("#e08214", "s"),
     "lru": ("#2166ac", "^"),
     "lfu": ("#1b7837", "v"),

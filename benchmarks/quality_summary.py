@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.eviction_policies import VARIANTS
 from benchmarks.report import rounded
 
 OURS = "kraken"
@@ -75,7 +76,9 @@ def goals(rows: Rows) -> dict[str, Any]:
     losses = [
         f"{row['stream']} at {row['share']:.0%} to {row['policy']} by {-row['gap']:.4f}"
         for row in rows
-        if row["share"] < 1.0 and row["policy"] not in UNREACHABLE and row["gap"] + (row["gap_95"] or 0.0) < 0
+        if row["share"] < 1.0
+        and row["policy"] not in (*VARIANTS, *UNREACHABLE)
+        and row["gap"] + (row["gap_95"] or 0.0) < 0
     ]
     below = {
         row["stream"]: row["below_full"] for row in rows if row["share"] == 0.6 and row["policy"] == OURS
@@ -85,7 +88,7 @@ def goals(rows: Rows) -> dict[str, Any]:
         policy: {
             f"{stream} at {share:.0%}": _ratio(by_place, (stream, share, policy)) for stream, share in places
         }
-        for policy in (OURS, "kraken_count2", "foresight")
+        for policy in (OURS, *VARIANTS, *UNREACHABLE)
     }
     many = [
         f"{place} {ratio:.2f}" for place, ratio in re_entries[OURS].items() if ratio > RE_ENTRIES_SHARE_MAX

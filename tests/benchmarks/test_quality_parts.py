@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss as reference_log_loss
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.eviction_policies import Foresight, Hashed, Random, Setting, known_policies
+from benchmarks.eviction_policies import VARIANTS, Foresight, Hashed, Random, Setting, known_policies
 from benchmarks.eviction_quality import calls_of, learn
 from benchmarks.factorisation import ROW_BYTES, Factorisation, auc, log_loss
 from benchmarks.quality_streams import SYNTHETIC
@@ -94,7 +94,7 @@ def test_a_policy_that_is_surely_better_is_reported_as_a_loss():
     def outcome(value: float) -> dict[str, float]:
         return {"auc": value, "log_loss": 0.5, "hit_rate": 0.9, "re_entries": 10, "num_bytes": 1.0}
 
-    policies = ("kraken", "lru", "kraken_count2", "foresight")
+    policies = ("kraken", "lru", "foresight", *VARIANTS)
     equal = {(share, one): [outcome(0.7), outcome(0.71)] for share in (0.6, 1.0) for one in policies}
     assert "met" in goals(summarised("s", equal))["lines"][0]
     better = {**equal, (0.6, "lru"): [outcome(0.72), outcome(0.7301)]}
