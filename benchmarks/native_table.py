@@ -36,7 +36,7 @@ def build() -> ctypes.CDLL:
         functions = ctypes.CDLL(str(library))
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "table_new": (pointer, (number, number, number, number, real, real)),
+        "table_new": (pointer, (number, number, number, number, number, real, real)),
         "table_free": (None, (pointer,)),
         "table_bytes": (number, (pointer,)),
         "table_lookup": (None, (pointer, pointer, number, pointer)),
@@ -56,16 +56,20 @@ def build() -> ctypes.CDLL:
 class NativeTable:
     """As much of IdTable as native/id_table.cpp has, with the same arrays going in and out.
 
-    Its one lifetime and its score constants are the policy's; classes and admission are not looked at.
+    The score constants and the window are the policy's; classes and admission are not looked at. Like the
+    policy at victim_window >= num_slots, it then evicts exactly the lowest scores.
     """
 
     def __init__(self, functions: ctypes.CDLL, policy: TablePolicy, *, ttl_s: int) -> None:
         self._functions = functions
-        self._expiry_scan = policy.expiry_scan
+        # Policies without the property free one slot at a time.
+        victims_at_once = int(getattr(policy, "victims_at_once", 1))
+        self._num_more = policy.expiry_scan + victims_at_once
         decay_per_s = -math.log1p(-policy.score.decay_per_day) / 86_400.0
         self._table = functions.table_new(
             policy.num_slots,
             policy.victim_window,
+            victims_at_once,
             policy.expiry_scan,
             ttl_s,
             decay_per_s,
@@ -94,7 +98,7 @@ class NativeTable:
         """Slots [N]; new keys [M] and evicted keys [K]."""
         num_keys = len(keys_N)
         slots_N = np.full(num_keys, -1, np.int64)
-        changed_4W = np.empty((4, num_keys + self._expiry_scan), np.int64)
+        changed_4W = np.empty((4, num_keys + self._num_more), np.int64)
         missing_N = np.empty(num_keys, np.int64)
         counts_2 = np.zeros(2, np.int64)
         self._functions.table_map(

@@ -59,7 +59,7 @@ def test_eviction_quality_judges_every_policy_at_every_size(run_benchmark, tmp_p
     assert {row["share"] for row in rows} == {0.1, 0.3, 0.6, 1.0}
     for row in rows:
         assert 0.4 < row["auc"] < 1.0, row
-        if row["share"] == 1.0:
+        if row["share"] == 1.0 and row["policy"] != "ttl_only":
             assert row["re_entries"] == 0, "nothing leaves a table with room for all"
     assert len(record["facts"]["lines"]) == 3
     for measure in ("auc", "re_entries"):
