@@ -1,7 +1,8 @@
 // The id table in C++, as the bound that the Python package is measured against: open addressing, Kraken's
 // score, expiry and sampled eviction as in feature_eviction, with all that a native writer would add at once:
-// one cell for all of a row, prefetch in blocks for held and for new ids, the decay from a table instead of an
-// exponential, and huge pages.
+// one cell for all of a row, prefetch in blocks for held and for new ids, huge pages, and the score in forward
+// decay: a sighting adds its gain in units that grow with event time, so that neither a sighting nor a comparison
+// needs an exponential. A pass over all rows takes the units back when they near the end of a float.
 //
 // One table, one thread. No admission rules and no classes: one lifetime for all, every id enters.
 
@@ -10,27 +11,28 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace {
 
 constexpr int64_t kBlock = 16;
-constexpr int kFineBits = 10;
-constexpr int64_t kCoarse = 1 << 16;
+constexpr double kGrowthMax = 1e30;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Cell {
   int64_t key;
   int32_t slot;  // < 0: the cell is empty
-  float score;   // as of last_seen_s
+  float score;   // in grown units; infinity in an empty cell, which is never the lowest
   uint32_t last_seen_s;
   uint32_t updates;
 };
 
 struct Victim {
-  double worth;
+  float score;
   int64_t slot, key;
   bool operator<(const Victim& other) const {
-    return worth != other.worth ? worth < other.worth : slot < other.slot;
+    return score != other.score ? score < other.score : slot < other.slot;
   }
 };
 
@@ -54,7 +56,7 @@ struct Table {
   Cell* cells = nullptr;
   int32_t* next_free = nullptr;
   uint8_t* in_flight = nullptr;  // a bit a slot
-  std::vector<double> fine{}, coarse{};
+  int64_t epoch_s = -1;
   std::vector<Victim> victims{};
   int64_t free_head = 0, victim_hand = 0, expiry_hand = 0, num_held = 0;
 
@@ -67,20 +69,18 @@ struct Table {
     return cell;
   }
 
-  // exp(-decay * age) as a product of two table entries.
-  double decay(int64_t age_s) const {
-    if (age_s <= 0) return 1.0;
-    int64_t high = age_s >> kFineBits;
-    if (high >= kCoarse) return std::exp(-decay_per_s * age_s);
-    return coarse[high] * fine[age_s & ((1 << kFineBits) - 1)];
+  // What a unit of score is worth now in the units that are kept.
+  double growth(int64_t now_s) {
+    if (epoch_s < 0) epoch_s = now_s;
+    double grown = std::exp(decay_per_s * static_cast<double>(now_s - epoch_s));
+    if (grown < kGrowthMax) return grown;
+    for (int64_t cell = 0; cell < num_cells; ++cell) cells[cell].score = static_cast<float>(cells[cell].score / grown);
+    epoch_s = now_s;
+    return 1.0;
   }
 
-  double worth(const Cell& cell, int64_t now_s) const {
-    return cell.score * decay(now_s - static_cast<int64_t>(cell.last_seen_s));
-  }
-
-  void touch(Cell& cell, int32_t shows, int32_t positives, int64_t now_s) {
-    cell.score = static_cast<float>(worth(cell, now_s) + positive_weight * positives + (shows - positives));
+  void touch(Cell& cell, int32_t shows, int32_t positives, int64_t now_s, double unit) {
+    cell.score += static_cast<float>(unit * (positive_weight * positives + (shows - positives)));
     cell.last_seen_s = std::max(cell.last_seen_s, static_cast<uint32_t>(now_s));
     cell.updates = static_cast<uint32_t>(std::min<uint64_t>(uint64_t{cell.updates} + shows, 0xFFFFFFFFu));
     in_flight[cell.slot >> 3] |= 1 << (cell.slot & 7);
@@ -103,6 +103,7 @@ struct Table {
       }
     }
     cells[hole].slot = -1;
+    cells[hole].score = kInfinity;
   }
 
   void insert(int64_t cell, int64_t key) {
@@ -113,20 +114,23 @@ struct Table {
   }
 
   // The lowest rows of one window; further windows only while none may leave.
-  void choose_victims(int64_t now_s) {
+  void choose_victims() {
     victims.clear();
     const int64_t cells_a_pass = window * 5 / 4 * victims_at_once + 1;
     int64_t cell = victim_hand;
+    float highest = std::numeric_limits<float>::max();
     for (int64_t examined = 0; victims.empty() && examined < num_cells;) {
       int64_t stop = std::min(examined + cells_a_pass, num_cells);
       for (; examined < stop; ++examined, cell = after(cell)) {
         const Cell& row = cells[cell];
-        if (row.slot < 0) continue;
-        Victim candidate{worth(row, now_s), row.slot, row.key};
-        bool full = static_cast<int64_t>(victims.size()) == victims_at_once;
-        if ((full && !(candidate < victims.back())) || flies(row.slot)) continue;
-        if (full) victims.pop_back();
+        if (row.score > highest || flies(row.slot)) continue;
+        Victim candidate{row.score, row.slot, row.key};
+        if (static_cast<int64_t>(victims.size()) == victims_at_once) {
+          if (!(candidate < victims.back())) continue;
+          victims.pop_back();
+        }
         victims.insert(std::upper_bound(victims.begin(), victims.end(), candidate), candidate);
+        if (static_cast<int64_t>(victims.size()) == victims_at_once) highest = victims.back().score;
       }
     }
     victim_hand = cell;
@@ -145,12 +149,8 @@ Table* table_new(int64_t num_slots, int64_t window, int64_t victims_at_once, int
   table->next_free = huge_array<int32_t>(num_slots);
   table->in_flight = huge_array<uint8_t>(num_slots / 8 + 1);
   if (!table->cells || !table->next_free || !table->in_flight) return nullptr;
-  for (int64_t cell = 0; cell < table->num_cells; ++cell) table->cells[cell].slot = -1;
+  for (int64_t cell = 0; cell < table->num_cells; ++cell) table->cells[cell] = {0, -1, kInfinity, 0, 0};
   for (int64_t slot = 0; slot < num_slots; ++slot) table->next_free[slot] = slot + 1 == num_slots ? -1 : slot + 1;
-  for (int64_t age = 0; age < 1 << kFineBits; ++age) table->fine.push_back(std::exp(-decay_per_s * age));
-  for (int64_t high = 0; high < kCoarse; ++high) {
-    table->coarse.push_back(std::exp(-decay_per_s * static_cast<double>(high << kFineBits)));
-  }
   return table;
 }
 
@@ -185,6 +185,7 @@ void table_map(Table* table, const int64_t* keys, const int32_t* shows, const in
   int64_t *new_keys = changed, *new_slots = changed + changed_width, *evicted_keys = changed + 2 * changed_width,
           *evicted_slots = changed + 3 * changed_width;
   int64_t num_new = 0, num_evicted = 0, num_missing = 0;
+  const double unit = table->growth(now_s);
   auto evict = [&](int64_t cell) {
     evicted_keys[num_evicted] = table->cells[cell].key;
     evicted_slots[num_evicted++] = table->cells[cell].slot;
@@ -203,7 +204,7 @@ void table_map(Table* table, const int64_t* keys, const int32_t* shows, const in
       Cell& cell = table->cells[table->find_from(homes[i - start], keys[i])];
       slots[i] = cell.slot;
       if (cell.slot >= 0) {
-        table->touch(cell, shows[i], positives[i], now_s);
+        table->touch(cell, shows[i], positives[i], now_s, unit);
       } else {
         missing[num_missing++] = i;
       }
@@ -232,7 +233,7 @@ void table_map(Table* table, const int64_t* keys, const int32_t* shows, const in
       int64_t cell = table->find_from(homes[i - start], key);
       if (table->cells[cell].slot < 0) {
         if (table->free_head < 0) {
-          table->choose_victims(now_s);
+          table->choose_victims();
           for (const Victim& victim : table->victims) __builtin_prefetch(&table->next_free[victim.slot], 1);
           for (const Victim& victim : table->victims) evict(table->find_from(table->home(victim.key), victim.key));
           if (table->free_head < 0) continue;
@@ -242,7 +243,7 @@ void table_map(Table* table, const int64_t* keys, const int32_t* shows, const in
         new_keys[num_new] = key;
         new_slots[num_new++] = table->cells[cell].slot;
       }
-      table->touch(table->cells[cell], shows[place], positives[place], now_s);
+      table->touch(table->cells[cell], shows[place], positives[place], now_s, unit);
       slots[place] = table->cells[cell].slot;
     }
   }
