@@ -25,8 +25,8 @@ CLASS_ID = 7
 TTL_S = 30 * 86_400
 START_S = 1_750_000_000
 FILL_BLOCK = 1 << 17
-DICT_BYTES_PER_ID = 160
-"""Two int objects, the dict's entry while it grows, and the queue's."""
+DICT_BYTES_PER_ID = 240
+"""Two int objects, the dict's entry while it grows, and the queue's; `delete` works on a copy."""
 
 Keys = npt.NDArray[np.int64]
 
