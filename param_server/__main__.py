@@ -56,6 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     except ParamServerError as error:
         sys.stderr.write(f"param_server {arguments.command}: {error}\n")
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        sys.stderr.write(f"param_server {arguments.command}: {where}{error.strerror or error}\n")
+        return 1
     return 0
 
 

@@ -10,6 +10,7 @@ import grpc
 from param_server.blob_parts import to_message
 from param_server.errors import RequestError, UnknownModelError
 from param_server.infer_codec import read_inputs, write_outputs
+from param_server.manifest import Manifest
 from param_server.predict import answer
 from param_server.replica import Replica
 from param_server.signature import ServingSignature, feature_inputs
@@ -109,9 +110,7 @@ class ReplicaService(
             raise RequestError(f"output '{unknown[0]}' is not one of the tasks {list(result.outputs)}")
         response = oip.ModelInferResponse(model_name=request.model_name, model_version=version, id=request.id)
         response.parameters["version"].string_param = version
-        response.parameters["age_ms"].int64_param = (
-            self._clock_ms() - result.model.manifest.produced_ms_newest
-        )
+        response.parameters["age_ms"].int64_param = self._age_of(result.model.manifest)
         write_outputs(response, {name: result.outputs[name] for name in wanted})
         with self._counters:
             self._num_predictions += 1
@@ -145,7 +144,11 @@ class ReplicaService(
 
     def _age_ms(self) -> int:
         model = self._replica.store.companion
-        return -1 if model is None else self._clock_ms() - model.manifest.produced_ms_newest
+        return -1 if model is None else self._age_of(model.manifest)
+
+    def _age_of(self, manifest: Manifest) -> int:
+        """Milliseconds since the newest impression of a version was produced; -1: it learned none yet."""
+        return self._clock_ms() - manifest.produced_ms_newest if manifest.produced_ms_newest else -1
 
     def _signature(self) -> ServingSignature | None:
         model = self._replica.store.companion

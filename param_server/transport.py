@@ -74,9 +74,7 @@ _CODES: list[tuple[type[ParamServerError], grpc.StatusCode]] = [
 ]
 _ERROR_KEY = "freshet-error"
 _ERRORS = {kind.__name__: kind for kind, _ in _CODES}
-_TRY_AGAIN = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
-)
+_NO_ANSWER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 
 def check_loopback(address: str) -> None:
@@ -146,15 +144,23 @@ def errors_as_status(context: grpc.ServicerContext) -> Iterator[None]:
         abort(context, LogError(str(error)))
 
 
-def translate(error: grpc.RpcError, *, where: str) -> ParamServerError:
-    """The exception of ours that a failed call means; `where` names the other side."""
+def translate(error: grpc.RpcError, *, where: str, timeout_s: float | None = None) -> ParamServerError:
+    """The exception of ours that a failed call means; `where` names the other side.
+
+    Args: timeout_s: how long the call was allowed to wait, for the message; None = not limited.
+    """
     code = error.code()
     message = f"{where}: {error.details()}"
     trailing: Any = error.trailing_metadata()
     for key, value in trailing or ():
         if key == _ERROR_KEY and value in _ERRORS:
             return _ERRORS[value](message)
-    if code in _TRY_AGAIN:
+    if code in _NO_ANSWER:
+        within = "" if timeout_s is None else f" within {timeout_s:g} s"
+        return UnavailableError(
+            f"{where} does not answer{within}; is it running, is the address right? ({error.details()})"
+        )
+    if code == grpc.StatusCode.CANCELLED:
         return UnavailableError(f"{where}: {code.name.lower()}: {error.details()}")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return LimitError(message)

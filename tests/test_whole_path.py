@@ -132,9 +132,16 @@ def test_all_of_the_recorded_feedback_streams_through_the_path(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_two_ranks_take_the_whole_path(tmp_path: Path) -> None:
+def test_two_ranks_take_the_whole_path_with_data_for_one(tmp_path: Path) -> None:
+    """One partition: the second rank never has data and takes part in every step."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "trainer", "config"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
+    path = tmp_path / "config.toml"
+    path.write_text(printed.replace("num_partitions = 8", "num_partitions = 1"))
+    assert "num_partitions = 1\n" in path.read_text()
     out = tmp_path / "run"
-    done = run("--impressions", "8000", "--ranks", "2", "--out", str(out))
+    done = run("--config", str(path), "--impressions", "8000", "--ranks", "2", "--out", str(out))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     check_summary(out, impressions=8000, domains={"discovery", "featured_video", "slide"})
 

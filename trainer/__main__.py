@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from msgspec.structs import replace
 
 from param_server.client import ParamServerError
 from trainer.config import Config, load_config, preset, to_toml
-from trainer.errors import FreshetError
+from trainer.errors import ConfigError, FreshetError
 from trainer.stream.broker import security_from_environment
 
 
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Returns: the exit code; an operator's error is one line on stderr and exit code 1."""
+    """Returns: the exit code; an operator's error is one line on stderr and exit code 1, Ctrl-C is 130."""
     options = _parser().parse_args(arguments)
     structlog.configure(
         processors=[
@@ -34,6 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (FreshetError, ParamServerError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        sys.stderr.write(f"error: {where}{error.strerror or error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,11 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="one trainer process (or each rank, under torchrun)")
     train.add_argument("--config", type=Path, required=True)
     train.add_argument("--run-dir", type=Path, required=True, help="checkpoints, status, traces")
+    train.add_argument("--shard-address", help="host:port of the shard instead of the file's; '' = none")
+    train.add_argument("--bootstrap-servers", help="Kafka's host:port[,...] instead of the file's")
     train.set_defaults(command=_train)
 
     produce = commands.add_parser("produce", help="put impressions into the topic")
     produce.add_argument("--config", type=Path, required=True)
     produce.add_argument("--run-dir", type=Path, required=True)
+    produce.add_argument("--bootstrap-servers", help="Kafka's host:port[,...] instead of the file's")
     produce.add_argument("--impressions", type=_positive, help="stop after this many")
     produce.add_argument(
         "--data", type=Path, help="KuaiRand file or directory instead of the synthetic stream"
@@ -123,16 +136,51 @@ def _chosen_config(options: argparse.Namespace) -> Config:
     else:
         config = preset(options.preset or ("kuairand" if options.data else "quickstart"))
     if options.seed is not None:
+        if options.seed < 0:
+            raise ConfigError(f"--seed must be at least 0, found {options.seed}")
         config = replace(config, seed=options.seed)
+    if options.bootstrap_servers is not None:
+        config = _with_servers(config, options.bootstrap_servers)
+        _check_no_port_0("--bootstrap-servers", options.bootstrap_servers)
     if options.rate is not None:
         config = replace(config, produce=replace(config.produce, impressions_per_s=options.rate))
     return config
 
 
+def _with_servers(config: Config, servers: str | None) -> Config:
+    if servers is None:
+        return config
+    try:
+        return replace(config, kafka=replace(config.kafka, bootstrap_servers=servers))
+    except ValueError as error:
+        raise ConfigError(f"--bootstrap-servers: {error}") from error
+
+
+def _with_shard(config: Config, address: str | None) -> Config:
+    if address is None:
+        return config
+    try:
+        return replace(config, serving=replace(config.serving, shard_address=address))
+    except ValueError as error:
+        raise ConfigError(f"--shard-address: {error}") from error
+
+
+def _check_no_port_0(name: str, addresses: str) -> None:
+    """Port 0 means "any free one" to who listens; nobody can be called there."""
+    for address in addresses.split(","):
+        host, _, port = address.strip().rpartition(":")
+        if host and int(port) == 0:
+            raise ConfigError(f"{name}: '{address.strip()}' has port 0; name the port that is listened at")
+
+
 def _train(options: argparse.Namespace) -> int:
+    config = _with_servers(load_config(options.config), options.bootstrap_servers)
+    config = _with_shard(config, options.shard_address)
+    _check_no_port_0("kafka.bootstrap_servers (--bootstrap-servers)", config.kafka.bootstrap_servers)
+    _check_no_port_0("serving.shard_address (--shard-address)", config.serving.shard_address)
+    # Only now: torch takes long to import, and a wrong address needs none of it.
     from trainer.worker import run_worker
 
-    config = load_config(options.config)
     run_worker(config, run_dir=options.run_dir, security=security_from_environment(os.environ))
     return 0
 
@@ -141,7 +189,8 @@ def _produce(options: argparse.Namespace) -> int:
     from trainer.data import impression_source
     from trainer.stream.producer import run_producer
 
-    config = load_config(options.config)
+    config = _with_servers(load_config(options.config), options.bootstrap_servers)
+    _check_no_port_0("kafka.bootstrap_servers (--bootstrap-servers)", config.kafka.bootstrap_servers)
     status_file = options.run_dir / "status" / "producer.json"
     status_file.parent.mkdir(parents=True, exist_ok=True)
     run_producer(

@@ -60,10 +60,12 @@ class ChangedRows:
             int(np.count_nonzero(self._updates_C)) + len(self._deleted_keys) + len(self._deleted_since_take)
         )
 
-    def touch(self, slots_U: npt.NDArray[np.int64], *, now_s: int) -> None:
-        """Count one update of each slot. Args: slots_U: distinct local slots."""
-        fresh_V = slots_U[self._gathered_C[slots_U] == 0]
-        self._gather_start_s_C[fresh_V] = now_s
+    def touch(self, slots_U: npt.NDArray[np.int64]) -> None:
+        """Count one update of each slot. Args: slots_U: distinct local slots.
+
+        Takes no time: training runs on event time, the rules on the publishing clock. Gathering begins
+        when a take first sees the row.
+        """
         self._gathered_C[slots_U] += 1
         self._updates_C[slots_U] += 1
 
@@ -97,9 +99,11 @@ class ChangedRows:
         Args: keys_of: the key that owns each slot. now_s: unix seconds of the publishing clock.
         """
         slots_V = np.flatnonzero(self._updates_C)
+        begun_V = (self._gathered_C[slots_V] > 0) & (self._gather_start_s_C[slots_V] == 0)
+        self._gather_start_s_C[slots_V[begun_V]] = now_s
         decision = decide(self._columns(slots_V), rules=rules, now_s=now_s)
         self._gathered_C[slots_V[decision.restart_N]] = 0
-        self._gather_start_s_C[slots_V[decision.restart_N]] = now_s
+        self._gather_start_s_C[slots_V[decision.restart_N]] = 0
         slots_N = slots_V[decision.send_N]
         keys_N = keys_of(slots_N)
         deleted_keys_M = np.fromiter(self._deleted_keys, np.int64, len(self._deleted_keys))
@@ -165,7 +169,7 @@ class ChangedRows:
         )
         self._updates_C[slots_N] -= taken.updates_N[mine_N]
         self._gathered_C[slots_N] = self._updates_C[slots_N]
-        self._gather_start_s_C[slots_N] = now_s
+        self._gather_start_s_C[slots_N] = np.where(self._updates_C[slots_N] > 0, now_s, 0)
         self._serving_C[slots_N] = True
         self._last_pushed_s_C[slots_N] = now_s
 

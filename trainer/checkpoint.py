@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 
-from feature_eviction import IdTable, owner_of
+from feature_eviction import IdTable, StateError, owner_of
 from param_server.client import (
     BlobError,
     RowSegment,
@@ -32,9 +33,11 @@ from trainer.checkpoint_files import (
     CheckpointManifest,
     FileEntry,
     commit,
+    lock_directory,
     newest,
     read_file,
     retain,
+    set_aside_newer,
     write_file,
 )
 from trainer.collectives import Ranks
@@ -43,6 +46,8 @@ from trainer.errors import CheckpointError
 from trainer.metrics import QualityWindow
 from trainer.recommender import Recommender, TableShard, policy_of
 from trainer.stream.columns import Position
+
+log = structlog.get_logger()
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -54,6 +59,8 @@ class Progress(msgspec.Struct, kw_only=True):
     generation: int = 0
     impressions_trained: int = 0
     event_time_s: int = 0
+    produced_ms_newest: int = 0
+    """When the newest impression trained entered the stream."""
     dead_letters: dict[str, int] = {}
 
 
@@ -76,9 +83,17 @@ class Checkpoints:
     """The checkpoint directory of a run. Calls are collective."""
 
     def __init__(self, root: Path, *, config: Config, ranks: Ranks) -> None:
+        """Raises: CheckpointError if another trainer uses the directory."""
         self._root = root
         self._config = config
         self._ranks = ranks
+        self._saved: tuple[int, list[Position]] | None = None
+        self._lock = lock_directory(root) if ranks.rank == 0 else None
+
+    def close(self) -> None:
+        """Let other trainers use the directory."""
+        if self._lock is not None:
+            self._lock.close()
 
     def save(
         self,
@@ -88,7 +103,14 @@ class Checkpoints:
         progress: Progress,
         positions: list[Position],
     ) -> None:
-        """Write everything, then make it the newest checkpoint. Positions: this rank's partitions."""
+        """Write everything, then make it the newest checkpoint; nothing where nothing moved since the last.
+
+        Args: positions: this rank's partitions.
+        """
+        unmoved = self._saved == (progress.step, positions)
+        if self._ranks.sum(np.array([not unmoved], np.int64))[0] == 0:
+            return
+        self._saved = (progress.step, positions)
         temporary = self._root / f".writing-{progress.step:012d}"
         if self._ranks.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -122,6 +144,7 @@ class Checkpoints:
             counters={
                 "impressions_trained": progress.impressions_trained,
                 "event_time_s": progress.event_time_s,
+                "produced_ms_newest": progress.produced_ms_newest,
             },
             dead_letters=dead_letters,
             files=[file for part in parts for file in part.files],
@@ -170,7 +193,9 @@ class Checkpoints:
                 name: shard.slots_per_rank for name, shard in recommender.shards.items()
             }
             if same_layout:
-                self._load_exactly(recommender, window=window, state_blob=read(self._state_name))
+                same_layout = self._load_exactly(
+                    recommender, window=window, state_blob=read(self._state_name)
+                )
             self._load_rows(
                 recommender,
                 [
@@ -182,11 +207,15 @@ class Checkpoints:
             )
         except (BlobError, KeyError, ValueError) as error:
             raise CheckpointError(f"{directory}: {error}") from error
+        self._ranks.barrier()
+        if self._ranks.rank == 0:
+            set_aside_newer(self._root, directory)
         progress = Progress(
             step=manifest.step,
             generation=manifest.generation,
             impressions_trained=manifest.counters["impressions_trained"],
             event_time_s=manifest.counters["event_time_s"],
+            produced_ms_newest=manifest.counters["produced_ms_newest"],
             dead_letters=manifest.dead_letters if self._ranks.rank == 0 else {},
         )
         return Restored(progress=progress, positions=manifest.positions, directory=directory)
@@ -195,13 +224,23 @@ class Checkpoints:
     def _state_name(self) -> str:
         return f"rank{self._ranks.rank}.safetensors"
 
-    def _load_exactly(self, recommender: Recommender, *, window: QualityWindow, state_blob: bytes) -> None:
-        """Id tables slot for slot, and the metric windows."""
+    def _load_exactly(self, recommender: Recommender, *, window: QualityWindow, state_blob: bytes) -> bool:
+        """Id tables slot for slot, and the metric windows; False where a table's policy is another one."""
         arrays, _ = decode_tensors(state_blob, where=self._state_name)
-        window.restore(_under(arrays, "window/"))
+        if not window.restore(_under(arrays, "window/")):
+            log.warning("metric windows begin empty: metrics_window, domains or tasks changed")
+        restored = {}
         for table, shard in recommender.shards.items():
             policy = policy_of(shard.config, num_slots=shard.slots_per_rank, config=self._config)
-            recommender.replace_ids(table, IdTable.load(policy, _under(arrays, f"ids/{table}/")))
+            try:
+                restored[table] = IdTable.load(policy, _under(arrays, f"ids/{table}/"))
+            except StateError as error:
+                # Every byte was verified before: what differs is the policy.
+                log.warning("rows move into a table of another policy", table=table, difference=str(error))
+                return False
+        for table, ids in restored.items():
+            recommender.replace_ids(table, ids)
+        return True
 
     def _load_rows(self, recommender: Recommender, segments: list[RowSegment], *, exactly: bool) -> None:
         """Write the rows that this rank owns.

@@ -12,9 +12,12 @@ checkpoints/
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
 import shutil
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -72,13 +75,11 @@ def commit(temporary: Path, manifest: CheckpointManifest) -> Path:
     5. LATEST is replaced. A crash before this leaves an older LATEST; `newest` looks past it.
     """
     root = temporary.parent
-    final = root / f"step-{manifest.step:012d}"
+    final = _free_name(root, manifest.step)
     data = msgspec.json.encode(manifest)
     write_file(temporary / MANIFEST, data)
     write_file(temporary / MANIFEST_CRC, f"{crc32c(data):08x}\n".encode())
     _fsync_directory(temporary)
-    if final.exists():
-        shutil.rmtree(final)
     os.rename(temporary, final)
     _fsync_directory(root)
     pointer = root / f"{LATEST}.tmp"
@@ -86,6 +87,36 @@ def commit(temporary: Path, manifest: CheckpointManifest) -> Path:
     os.replace(pointer, root / LATEST)
     _fsync_directory(root)
     return final
+
+
+def _free_name(root: Path, step: int) -> Path:
+    """A step may be saved again (positions moved past bad records): the older one stays until retention."""
+    names = itertools.chain([f"step-{step:012d}"], (f"step-{step:012d}.{n:04d}" for n in itertools.count(1)))
+    return next(root / name for name in names if not (root / name).exists())
+
+
+def lock_directory(root: Path) -> IO[bytes]:
+    """Keep other trainers out for as long as the returned file is open; the system frees it on any death.
+
+    Raises: CheckpointError if another process holds it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    file = (root / ".lock").open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise CheckpointError(
+            f"{root}: another trainer uses this checkpoint directory; stop it, or choose another directory"
+        ) from error
+    return file
+
+
+def set_aside_newer(root: Path, directory: Path) -> None:
+    """Rename what is newer than the checkpoint in use: it is damaged, and must not count for retention."""
+    for other in root.glob("step-*"):
+        if other.name > directory.name:
+            other.rename(root / f"damaged-{other.name}")
 
 
 def newest(root: Path) -> tuple[Path, CheckpointManifest] | None:

@@ -61,6 +61,7 @@ class Agreement:
 
     num_impressions: int
     event_time_s: int
+    produced_ms_newest: int
     stop: bool
     drained: bool
     publish: bool
@@ -127,6 +128,7 @@ class TrainingLoop:
         """Exchange what each rank has, wants and has finished. Collective."""
         publisher = self.publisher
         newest_ms = int(impressions.event_time_ms_N.max()) if len(impressions) else 0
+        produced_ms = int(impressions.produced_ms_N.max()) if len(impressions) else 0
         first = self.ranks.rank == 0
         publish_due = (
             first
@@ -153,17 +155,27 @@ class TrainingLoop:
                 np.int64,
             )
         )
-        newest = self.ranks.max(np.array([newest_ms // 1000, self.progress.event_time_s], np.int64))
+        progress = self.progress
+        newest = self.ranks.max(
+            np.array(
+                [
+                    max(newest_ms // 1000, progress.event_time_s),
+                    max(produced_ms, progress.produced_ms_newest),
+                ],
+                np.int64,
+            )
+        )
         return Agreement(
             num_impressions=int(sums[0]),
-            event_time_s=int(newest.max()),
-            stop=sums[1] > 0,
-            drained=sums[2] == 0,
-            publish=sums[3] > 0,
-            checkpoint=sums[4] > 0,
-            report=sums[5] > 0,
-            publish_done=sums[6] == 0,
-            publish_failed=sums[7] > 0,
+            event_time_s=int(newest[0]),
+            produced_ms_newest=int(newest[1]),
+            stop=bool(sums[1] > 0),
+            drained=bool(sums[2] == 0),
+            publish=bool(sums[3] > 0),
+            checkpoint=bool(sums[4] > 0),
+            report=bool(sums[5] > 0),
+            publish_done=bool(sums[6] == 0),
+            publish_failed=bool(sums[7] > 0),
         )
 
     def _is_drained(self) -> bool:
@@ -177,6 +189,7 @@ class TrainingLoop:
     def _train(self, impressions: Impressions, agreed: Agreement) -> None:
         progress = self.progress
         progress.event_time_s = agreed.event_time_s
+        progress.produced_ms_newest = agreed.produced_ms_newest
         started_s = time.monotonic()
         scores_NT = self.recommender.train(impressions, now_s=agreed.event_time_s)
         self.window.add(
@@ -197,7 +210,7 @@ class TrainingLoop:
         """Keep the newest impressions for the verification at the end."""
         if len(impressions):
             self._recent.append(impressions)
-        while sum(len(part) for part in self._recent) - len(self._recent[0]) >= VERIFY_IMPRESSIONS:
+        while self._recent and sum(map(len, self._recent)) - len(self._recent[0]) >= VERIFY_IMPRESSIONS:
             self._recent.popleft()
 
     def _housekeeping(self, agreed: Agreement) -> None:
@@ -205,6 +218,7 @@ class TrainingLoop:
         publisher = self.publisher
         if publisher is not None:
             publisher.advance(all_done=agreed.publish_done, any_failed=agreed.publish_failed, now_ms=now_ms())
+            self.progress.generation = publisher.generation
             if agreed.publish and publisher.phase is Phase.IDLE:
                 self._start_publish(full=False)
         if agreed.checkpoint:
@@ -234,23 +248,19 @@ class TrainingLoop:
         self.source.commit(self.source.positions())
 
     def _finish(self, *, drained: bool) -> None:
-        """End with everything published and saved. Collective.
+        """End with everything saved and published. Collective.
 
-        1. The version on its way comes to its end.
-        2. A last full version: whatever the rules held back reaches serving.
-        3. A checkpoint, so that a later start goes on from here.
+        1. A checkpoint: whatever happens to the rest, a later start goes on from here.
+        2. The version on its way comes to its end.
+        3. A last full version: whatever the rules held back reaches serving.
         4. After a drain: predictions for the newest impressions, for replicas to be held against.
+        Raises: FreshetError if the last version could not be published.
         """
         self._report(state="draining")
+        self._save_checkpoint()
         publisher = self.publisher
         published = publisher is None or self._publish_everything(publisher)
-        self._save_checkpoint()
-        if drained and not published:
-            raise FreshetError(
-                "the last version could not be published, so serving does not hold what was trained. "
-                "Nothing is lost: start again once the parameter server answers"
-            )
-        if drained and publisher is not None:
+        if drained and publisher is not None and published:
             write_verification(
                 self.recommender,
                 recent=self._verification_impressions(),
@@ -264,17 +274,27 @@ class TrainingLoop:
             step=self.progress.step,
             impressions_trained=self.progress.impressions_trained,
             drained=drained,
-            go_on="start again with --resume" if not drained else "the stream was trained to its end",
+            go_on="start again with the same run directory",
         )
+        if not published:
+            raise FreshetError(
+                "the last version could not be published, so serving does not hold all that was trained. "
+                "Nothing is lost: the state is saved, and the next start publishes it"
+            )
 
     def _publish_everything(self, publisher: Publisher) -> bool:
-        """The version on its way, then a last full one; a server that fails the first is not asked again."""
+        """The version on its way, then a last full one; a server that fails one is not asked again."""
         failed_before = publisher.totals.failed
         publisher.finish(self._publish_flags, now_ms=now_ms)
-        if publisher.totals.failed > failed_before:
-            return False
-        self._start_publish(full=True)
-        publisher.finish(self._publish_flags, now_ms=now_ms)
+        # The second attempt only where the first was the way back into a new generation.
+        for _ in range(2):
+            if publisher.totals.failed > failed_before:
+                return False
+            reopening = publisher.must_reopen
+            self._start_publish(full=True)
+            publisher.finish(self._publish_flags, now_ms=now_ms)
+            if not reopening:
+                break
         return publisher.totals.failed == failed_before
 
     def _verification_impressions(self) -> list[Impressions]:

@@ -103,22 +103,40 @@ class QualityWindow:
             self._users_DW[domain, place_M] = users_N[row_M]
 
     def columns(self) -> Columns:
-        """The window's content, for checkpoints and for merging over ranks."""
+        """The filled part of each domain's ring, for checkpoints and for merging over ranks."""
+        columns: Columns = {"num_seen": self._num_seen_D, "window": np.array([self._window], np.int64)}
+        for index, domain in enumerate(self._domains):
+            num = int(min(self._num_seen_D[index], self._window))
+            for name, ring in self._rings().items():
+                if num:
+                    columns[f"{name}/{domain}"] = ring[index, :num]
+        return columns
+
+    def _rings(self) -> Columns:
         return {
             "scores": self._scores_DWT,
             "labels": self._labels_DWT,
             "known": self._known_DWT,
             "users": self._users_DW,
-            "num_seen": self._num_seen_D,
         }
 
-    def restore(self, columns: Columns) -> None:
-        """Raises: ValueError if the columns are of another window."""
-        for name, mine in self.columns().items():
-            if name not in columns or columns[name].shape != mine.shape:
-                found = columns[name].shape if name in columns else "nothing"
-                raise ValueError(f"metric window '{name}': expected shape {mine.shape}, found {found}")
-            np.copyto(mine, columns[name])
+    def restore(self, columns: Columns) -> bool:
+        """Take over what `columns` gave; False, and nothing taken over, where they are of another window."""
+        mine = (self._window, self._num_seen_D.shape, self._scores_DWT.shape[2])
+        num_seen_D, rings = columns["num_seen"], self._rings()
+        filled = {name: ring for name, ring in columns.items() if "/" in name}
+        num_tasks = {ring.shape[1] for name, ring in filled.items() if name.startswith("scores/")}
+        known_names = {f"{name}/{domain}" for name in rings for domain in self._domains}
+        if mine[:2] != (int(columns["window"][0]), num_seen_D.shape) or not num_tasks <= {mine[2]}:
+            return False
+        if not set(filled) <= known_names:
+            return False
+        np.copyto(self._num_seen_D, num_seen_D)
+        for index, domain in enumerate(self._domains):
+            for name, ring in rings.items():
+                if (part := filled.get(f"{name}/{domain}")) is not None:
+                    ring[index, : len(part)] = part
+        return True
 
     def qualities(self) -> tuple[Quality, Quality]:
         """(AUC, GAUC) by domain and task; domains without impressions are left out."""
@@ -134,13 +152,14 @@ def joint_qualities(
     """
     aucs: Quality = {}
     gaucs: Quality = {}
-    for index, domain in enumerate(domains):
+    for domain in domains:
+        seen = [window for window in windows if f"scores/{domain}" in window]
+        if not seen:
+            continue
         scores_MT, labels_MT, known_MT, users_M = (
-            np.concatenate([_newest(window, name, index) for window in windows])
+            np.concatenate([window[f"{name}/{domain}"] for window in seen])
             for name in ("scores", "labels", "known", "users")
         )
-        if len(users_M) == 0:
-            continue
         aucs[domain], gaucs[domain] = {}, {}
         for task_index, task in enumerate(tasks):
             known_M = known_MT[:, task_index].astype(np.bool_)
@@ -148,9 +167,3 @@ def joint_qualities(
             aucs[domain][task] = auc(scores_K, labels_K)
             gaucs[domain][task] = gauc(scores_K, labels_K, users_M[known_M])
     return aucs, gaucs
-
-
-def _newest(window: Columns, name: str, domain: int) -> npt.NDArray[Any]:
-    """The filled part of one domain's ring."""
-    column: npt.NDArray[Any] = window[name][domain]
-    return column[: min(int(window["num_seen"][domain]), len(column))]

@@ -8,7 +8,8 @@ A version goes through four phases, which all ranks pass at the same steps of tr
   4. ack     every rank clears what the version carried, and only that
 
 A crash between any two phases repeats work and loses none: nothing is cleared before the ack. After a
-failure the next version is a full one, which is right whatever the server has or has not kept.
+failure nobody knows what the server has kept, not even whether it is the same log. The publisher then opens a
+new generation and begins it with a full version: no version number ever means two contents.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -49,6 +51,7 @@ log = structlog.get_logger()
 
 class Phase(Enum):
     IDLE = "idle"
+    REOPENING = "reopening"
     SENDING = "sending"
     COMMITTING = "committing"
 
@@ -96,13 +99,14 @@ class Publisher:
         self._ranks = ranks
         self._trace_path = trace_path
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
-        self._job: Future[list[BlobRef]] | None = None
+        self._job: Future[Any] | None = None
         self._on_its_way: _OnItsWay | None = None
         self._shared: list[tuple[BlobRef, bytes]] = []
         self._shared_sent = False
         self._head: Version | None = None
-        self._needs_full = True
-        self._num_since_full = 0
+        self.must_reopen = False
+        """After a failure: the next begin opens a new generation instead of a version."""
+        self._num_since_full: int | None = None
         self._manifest: Manifest | None = None
         self._trace: VersionTrace | None = None
         self.generation = 0
@@ -125,6 +129,16 @@ class Publisher:
         self.generation = msgspec.json.decode(self._ranks.gather_bytes(answer)[0], type=int)
         return self.generation
 
+    def _reopen(self) -> None:
+        """Rank 0, in the sender thread: a generation above all that was, unless a newer trainer is there."""
+        state = self._client.status()
+        if state.fenced_generation > self.generation:
+            raise FencedError(
+                f"generation {self.generation} is fenced: a newer trainer opened generation "
+                f"{state.fenced_generation}; this one ends"
+            )
+        self.generation, self._head = self._client.open_generation(self.generation)
+
     def _program_and_signature(self) -> list[tuple[BlobRef, bytes]]:
         """What every version names and only the first one of a generation sends."""
         program = export_program(self._recommender.dense, embedding_width=self._recommender.layout.width)
@@ -144,9 +158,14 @@ class Publisher:
         return self._job is not None and self._job.done() and self._job.exception() is not None
 
     def begin(self, *, full: bool, now_ms: int, watermark_ms: int, positions: list[Position]) -> None:
-        """Phase 1 and the start of phase 2."""
+        """Phase 1 and the start of phase 2; after a failure only the way back to it."""
         assert self.phase is Phase.IDLE
-        full = full or self._needs_full or self._num_since_full >= self._config.publish.full_every
+        if self.must_reopen:
+            self._job = self._sender.submit(self._reopen) if self._ranks.rank == 0 else None
+            self.phase = Phase.REOPENING
+            return
+        since_full = self._num_since_full
+        full = full or since_full is None or since_full >= self._config.publish.full_every
         now_s = now_ms // 1000
         rules = self._config.publish.rules
         parts = []
@@ -216,6 +235,7 @@ class Publisher:
             blobs=self._job.result(),
             positions=self._on_its_way.positions,
             produced_ms=self._on_its_way.produced_ms,
+            produced_ms_newest=self.produced.newest_ms,
             num_rows=sum(len(one.keys_N) for one in taken),
             num_deletes=sum(len(one.deleted_keys_M) for one in taken),
             num_changed=sum(one.num_changed for one in taken),
@@ -257,7 +277,7 @@ class Publisher:
             blobs=blobs,
             schema_hash=self._config.schema.hash(),
             watermark_ms=way.watermark_ms,
-            produced_ms_newest=self.produced.newest_ms,
+            produced_ms_newest=max(report.produced_ms_newest for report in reports),
             created_ms=now_ms,
             positions=tuple(
                 ManifestPosition(**position._asdict()) for report in reports for position in report.positions
@@ -275,8 +295,7 @@ class Publisher:
         for shard in self._recommender.shards.values():
             shard.changed.ack(rules=self._config.publish.rules, now_s=now_ms // 1000)
         self._head = self._on_its_way.version
-        self._needs_full = False
-        self._num_since_full = 0 if self._on_its_way.full else self._num_since_full + 1
+        self._num_since_full = 0 if self._on_its_way.full else (self._num_since_full or 0) + 1
         self._shared_sent = True
         if self._ranks.rank == 0:
             self._count(now_ms=now_ms)
@@ -302,7 +321,7 @@ class Publisher:
             file.write(msgspec.json.encode(trace) + b"\n")
 
     def abandon(self) -> None:
-        """The version failed somewhere: everything stays pending and the next version is full. Collective.
+        """The version failed somewhere: everything stays pending. Collective.
 
         Raises: FencedError if a newer trainer has taken over: this one must end.
         """
@@ -311,19 +330,20 @@ class Publisher:
             raise error
         if error is not None:
             log.warning("version not published", error=str(error))
-        for shard in self._recommender.shards.values():
-            shard.changed.abandon()
-        self._needs_full = True
+        if self.phase is not Phase.REOPENING:
+            for shard in self._recommender.shards.values():
+                shard.changed.abandon()
+        self.must_reopen = True
+        self._num_since_full = None
         self._shared_sent = False
         self.totals.failed += 1
-        head = b"null"
-        if self._ranks.rank == 0:
-            try:
-                head = msgspec.json.encode(self._client.status().head)
-            except ParamServerError as error:
-                log.warning("parameter server does not answer", error=str(error))
-                head = msgspec.json.encode(self._head)
-        self._head = msgspec.json.decode(self._ranks.gather_bytes(head)[0], type=Version | None)
+        self._settle()
+
+    def _reopened(self) -> None:
+        """Every rank learns the new generation. Collective."""
+        answer = msgspec.json.encode(self.generation)
+        self.generation = msgspec.json.decode(self._ranks.gather_bytes(answer)[0], type=int)
+        self.must_reopen = False
         self._settle()
 
     def _settle(self) -> None:
@@ -338,6 +358,8 @@ class Publisher:
             return
         if any_failed:
             self.abandon()
+        elif self.phase is Phase.REOPENING:
+            self._reopened()
         elif self.phase is Phase.SENDING:
             self.commit(now_ms=now_ms)
         else:

@@ -125,7 +125,7 @@ class Recommender:
         for table in tables:
             shard = self.shards[table.table]
             routed = shard.router.map(table.keys_L, positives_L=table.positives_L, now_s=now_s)
-            self._apply_map(shard, routed.owned, now_s=now_s)
+            self._apply_map(shard, routed.owned)
             slots_L, lengths_FB = drop_default(routed.global_slots_L, table.lengths_FB)
             slots_parts.append(slots_L)
             lengths_parts.append(lengths_FB)
@@ -143,7 +143,7 @@ class Recommender:
         probabilities_BT = torch.sigmoid(logits_BT.detach()).cpu().numpy()
         return probabilities_BT[: len(impressions)]
 
-    def _apply_map(self, shard: TableShard, owned: MapResult, *, now_s: int) -> None:
+    def _apply_map(self, shard: TableShard, owned: MapResult) -> None:
         """Record evictions, reset rows that have a new owner, record the rows this step will change.
 
         The order matters: a slot that was evicted and given away in the same call must end as its
@@ -161,7 +161,7 @@ class Recommender:
             shard.rows.rows_CD[slots_M] = torch.from_numpy(rows_MD).to(self._device)
             shard.rows.state_C[slots_M] = 0.0
         touched_U = np.unique(owned.slots_N)
-        shard.changed.touch(touched_U[touched_U >= 0].astype(np.int64), now_s=now_s)
+        shard.changed.touch(touched_U[touched_U >= 0].astype(np.int64))
 
     def _labels(self, impressions: Impressions) -> tuple[Tensor, Tensor]:
         """Labels and their known mask, padded to the batch's rows with unknown ones."""
@@ -212,6 +212,8 @@ def policy_of(table: TableConfig, *, num_slots: int, config: Config) -> TablePol
             class_id=feature.class_id,
             admission=feature.admission,
             ttl_s=feature.ttl_s,
+            min_updates=feature.min_updates,
+            max_rows=feature.max_rows,
             protected=feature.protected,
         )
         for feature in config.schema.features

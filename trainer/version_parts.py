@@ -22,6 +22,7 @@ class PartReport(msgspec.Struct, kw_only=True):
     blobs: list[BlobRef]
     positions: list[Position]
     produced_ms: list[tuple[int, int]]
+    produced_ms_newest: int
     num_rows: int
     num_deletes: int
     num_changed: int
@@ -75,6 +76,7 @@ class ProducedTimes:
         self._entries_max = entries_max
         self._count_by_ms: dict[int, int] = {}
         self.newest_ms = 0
+        """0 = no impression yet."""
 
     def add(self, produced_ms_N: npt.NDArray[np.int64]) -> None:
         if not len(produced_ms_N):

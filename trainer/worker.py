@@ -68,6 +68,7 @@ def _train(
     )
     root = Path(config.checkpoint.directory) if config.checkpoint.directory else run_dir / "checkpoints"
     checkpoints = Checkpoints(root, config=config, ranks=ranks)
+    on.callback(checkpoints.close)
     restored = checkpoints.restore(recommender, window=window)
     progress = restored.progress if restored is not None else Progress()
     positions: list[Position] = restored.positions if restored is not None else []
@@ -77,6 +78,7 @@ def _train(
     publisher = _publisher(config, recommender=recommender, ranks=ranks, run_dir=run_dir, on=on)
     if publisher is not None:
         progress.generation = publisher.open(at_least=progress.generation)
+        publisher.produced.newest_ms = progress.produced_ms_newest
     source = KafkaSource(
         config.kafka,
         schema=config.schema,

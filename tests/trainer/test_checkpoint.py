@@ -101,9 +101,9 @@ def test_rows_move_into_another_number_of_slots(
     config = make_config(bytes_limit=1 << 20)
     run = Run(config, ranks)
     run.train(make_batches(config, 30))
-    Checkpoints(tmp_path, config=config, ranks=ranks).save(
-        run.recommender, window=run.window, progress=progress(30), positions=[]
-    )
+    checkpoints = Checkpoints(tmp_path, config=config, ranks=ranks)
+    checkpoints.save(run.recommender, window=run.window, progress=progress(30), positions=[])
+    checkpoints.close()
     larger = make_config(bytes_limit=2 << 20)
     other = Run(larger, ranks)
     assert Checkpoints(tmp_path, config=larger, ranks=ranks).restore(other.recommender, window=other.window)
@@ -201,12 +201,15 @@ def test_old_checkpoints_are_dropped(ranks: Ranks, make_config: MakeConfig, tmp_
 def test_another_schema_or_model_is_refused(
     saved: tuple[Checkpoints, Run, Path], ranks: Ranks, make_config: MakeConfig
 ) -> None:
-    _, _, root = saved
+    checkpoints, _, root = saved
+    checkpoints.close()
     config = make_config(bytes_limit=256 << 10)
     wider = replace(config, model=replace(config.model, tower_widths=(24, 8)))
     run = Run(wider, ranks)
+    checkpoints = Checkpoints(root, config=wider, ranks=ranks)
     with pytest.raises(CheckpointError, match="expected shape"):
-        Checkpoints(root, config=wider, ranks=ranks).restore(run.recommender, window=run.window)
+        checkpoints.restore(run.recommender, window=run.window)
+    checkpoints.close()
     schema = replace(config.schema, tasks=config.schema.tasks[:-1])
     fewer = replace(config, schema=schema)
     run = Run(fewer, ranks)
@@ -219,6 +222,89 @@ def test_no_checkpoint_is_a_fresh_start(ranks: Ranks, make_config: MakeConfig, t
     run = Run(config, ranks)
     checkpoints = Checkpoints(tmp_path / "none", config=config, ranks=ranks)
     assert checkpoints.restore(run.recommender, window=run.window) is None
+
+
+def test_saving_a_step_again_never_removes_the_newest_checkpoint(
+    saved: tuple[Checkpoints, Run, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions can move without a step, past bad records. A crash at any rename leaves a checkpoint."""
+    checkpoints, run, root = saved
+    before = {path.name for path in root.glob("step-*")}
+    checkpoints.save(run.recommender, window=run.window, progress=progress(2), positions=POSITIONS)
+    assert {path.name for path in root.glob("step-*")} == before, "nothing moved: nothing is written"
+
+    moved = [Position("impressions", 0, 18, 0)]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", _crash)
+        with pytest.raises(_Crash):
+            checkpoints.save(run.recommender, window=run.window, progress=progress(2), positions=moved)
+    found = newest(root)
+    assert found is not None
+    assert found[1].positions == POSITIONS
+    checkpoints.save(run.recommender, window=run.window, progress=progress(2), positions=moved[:0])
+    checkpoints.save(run.recommender, window=run.window, progress=progress(2), positions=moved)
+    found = newest(root)
+    assert found is not None
+    assert found[1].positions == moved
+
+
+class _Crash(Exception):
+    pass
+
+
+def _crash(*_: object) -> None:
+    raise _Crash
+
+
+def test_damaged_checkpoint_does_not_push_a_whole_one_out(
+    ranks: Ranks, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Retention counts what can be restored."""
+    config = make_config(bytes_limit=256 << 10)
+    config = replace(config, checkpoint=replace(config.checkpoint, keep=1))
+    run = Run(config, ranks)
+    first = Checkpoints(tmp_path, config=config, ranks=ranks)
+    first.save(run.recommender, window=run.window, progress=progress(5), positions=[])
+    (tmp_path / "step-000000000009").mkdir()
+    restored = first.restore(run.recommender, window=run.window)
+    assert restored is not None
+    assert restored.progress.step == 5
+    first.save(run.recommender, window=run.window, progress=progress(7), positions=[])
+    found = newest(tmp_path)
+    assert found is not None
+    assert found[1].step == 7
+    assert (tmp_path / "damaged-step-000000000009").exists()
+
+
+def test_second_trainer_in_one_directory_is_refused(
+    saved: tuple[Checkpoints, Run, Path], ranks: Ranks, make_config: MakeConfig
+) -> None:
+    _, _, root = saved
+    with pytest.raises(CheckpointError, match="another trainer uses this checkpoint directory"):
+        Checkpoints(root, config=make_config(), ranks=ranks)
+
+
+def test_rows_survive_a_change_of_policy(
+    ranks: Ranks, make_config: MakeConfig, make_batches: MakeBatches, tmp_path: Path
+) -> None:
+    """Another score on resume: the id table starts under it, with every row that was there."""
+    config = make_config(bytes_limit=1 << 20)
+    run = Run(config, ranks)
+    run.train(make_batches(config, 10))
+    checkpoints = Checkpoints(tmp_path, config=config, ranks=ranks)
+    checkpoints.save(run.recommender, window=run.window, progress=progress(10), positions=[])
+    checkpoints.close()
+    table = config.tables[0]
+    other = replace(config, tables=(replace(table, score=replace(table.score, kind="lru")),))
+    resumed = Run(other, ranks)
+    assert Checkpoints(tmp_path, config=other, ranks=ranks).restore(
+        resumed.recommender, window=resumed.window
+    )
+    old, new = run.recommender.shards["dim16"], resumed.recommender.shards["dim16"]
+    rows = old.ids.rows()
+    slots_N = new.ids.lookup(rows.keys_N)
+    assert (slots_N >= 0).all()
+    assert torch.equal(new.rows.rows_CD[slots_N], old.rows.rows_CD[rows.slots_N])
 
 
 def test_manifest_is_plain_json(saved: tuple[Checkpoints, Run, Path]) -> None:

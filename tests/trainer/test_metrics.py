@@ -90,11 +90,12 @@ def test_window_restores_what_it_saved_and_refuses_another_shape() -> None:
         users_N=np.zeros(2, np.int64),
     )
     other = make_window(10)
-    other.restore({name: column.copy() for name, column in quality.columns().items()})
+    assert other.restore({name: column.copy() for name, column in quality.columns().items()})
     assert other.qualities() == quality.qualities()
     assert other.qualities()[0]["a"]["click"] == 1.0
-    with pytest.raises(ValueError, match="metric window 'scores'"):
-        make_window(11).restore(quality.columns())
+    larger = make_window(11)
+    assert not larger.restore(quality.columns())
+    assert larger.qualities() == ({}, {})
 
 
 def test_windows_of_ranks_together_are_one_window() -> None:

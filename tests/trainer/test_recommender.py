@@ -153,9 +153,9 @@ def test_evicted_row_never_serves_its_next_owner(
     owners: dict[int, int] = {}
     apply_map = recommender._apply_map
 
-    def checked(shard_, owned, *, now_s):  # type: ignore[no-untyped-def]
+    def checked(shard_, owned):  # type: ignore[no-untyped-def]
         nonlocal seen_new, reused
-        apply_map(shard_, owned, now_s=now_s)
+        apply_map(shard_, owned)
         expected = first_rows(
             owned.new_keys_M, dim=16, scale=config.optimizer.embedding_init_scale, seed=config.seed
         )

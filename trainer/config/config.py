@@ -6,6 +6,8 @@ A deployment writes TOML (`python -m trainer config` prints one), an experiment 
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +20,27 @@ from trainer.config.schema import SchemaConfig, table_name
 from trainer.errors import ConfigError
 
 
+IMPRESSIONS_PER_RECORD_MAX = 65_536
+EVENT_DAYS_MAX = 36_500
+"""A century: event times stay far inside the 32-bit seconds of the id tables."""
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_HOST_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+
+
+def is_host_port(address: str) -> bool:
+    """Whether the text is host:port or [IPv6]:port, the port in 0..65535."""
+    found = _HOST_PORT.fullmatch(address)
+    return found is not None and int(found.group(1)) <= 65_535
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every section is: frozen, keyword-only, closed to unknown keys."""
+
+    def _check_at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -35,6 +56,15 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     """The KDD version's input, or the early version's."""
     epnet_gate: Literal["element", "field"] = "element"
 
+    def __post_init__(self) -> None:
+        if not self.tower_widths or min(self.tower_widths) < 1:
+            raise ValueError(
+                f"tower_widths must be one or more widths of at least 1, found {list(self.tower_widths)}"
+            )
+        self._check_at_least(1, "gate_hidden")
+        if not 0 < self.gate_gamma < math.inf:
+            raise ValueError(f"gate_gamma must be above 0, found {self.gate_gamma}")
+
 
 class OptimizerConfig(Section, frozen=True, kw_only=True):
     """Row-wise AdaGrad for embeddings, Adam for the dense part."""
@@ -49,6 +79,8 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
         for name in ("embedding_learning_rate", "embedding_eps", "dense_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        if not 0 <= self.embedding_init_scale < math.inf:
+            raise ValueError(f"embedding_init_scale must not be negative, found {self.embedding_init_scale}")
 
 
 class TableConfig(Section, frozen=True, kw_only=True):
@@ -60,6 +92,10 @@ class TableConfig(Section, frozen=True, kw_only=True):
     score: ScoreConfig = ScoreConfig()
     victim_window: int = 64
     expiry_scan: int = 256
+
+    def __post_init__(self) -> None:
+        self._check_at_least(1, "dim", "bytes_limit", "victim_window")
+        self._check_at_least(0, "expiry_scan")
 
     @property
     def name(self) -> str:
@@ -79,9 +115,7 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     """Newest impressions of each domain that AUC and GAUC look at, over all ranks."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batch_wait_ms", "num_threads", "metrics_window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        self._check_at_least(1, "batch_size", "batch_wait_ms", "num_threads", "metrics_window")
 
 
 class KafkaConfig(Section, frozen=True, kw_only=True):
@@ -100,6 +134,25 @@ class KafkaConfig(Section, frozen=True, kw_only=True):
     """Decoded impressions waiting for training; the source stops fetching beyond it."""
     start_timeout_s: int = 30
 
+    def __post_init__(self) -> None:
+        for name in ("topic", "dead_letter_topic"):
+            if not _TOPIC.fullmatch(getattr(self, name)):
+                raise ValueError(
+                    f"{name} must be 1..249 of the characters A-Z a-z 0-9 . _ -, found '{getattr(self, name)}'"
+                )
+        if self.topic == self.dead_letter_topic:
+            # One bad record would be read back and written again for ever.
+            raise ValueError(f"topic and dead_letter_topic must differ, found '{self.topic}' twice")
+        if not all(is_host_port(server.strip()) for server in self.bootstrap_servers.split(",")):
+            raise ValueError(
+                f"bootstrap_servers must be host:port[,host:port], found '{self.bootstrap_servers}'"
+            )
+        self._check_at_least(
+            1,
+            *("num_partitions", "record_bytes_max", "fetch_bytes_max"),
+            *("prefetch_impressions_max", "start_timeout_s"),
+        )
+
 
 class PublishConfig(Section, frozen=True, kw_only=True):
     """When versions are made and which rows they carry."""
@@ -112,9 +165,7 @@ class PublishConfig(Section, frozen=True, kw_only=True):
     request_timeout_s: int = 30
 
     def __post_init__(self) -> None:
-        for name in ("interval_ms", "full_every", "request_timeout_s"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        self._check_at_least(1, "interval_ms", "full_every", "request_timeout_s")
         if not 1 << 16 <= self.segment_bytes_max <= 4 << 20:
             raise ValueError(f"segment_bytes_max must be in 64 KiB..4 MiB, found {self.segment_bytes_max}")
 
@@ -128,19 +179,24 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
     keep: int = 3
 
     def __post_init__(self) -> None:
-        if self.interval_s < 1 or self.keep < 1:
-            raise ValueError("interval_s and keep must be at least 1")
+        self._check_at_least(1, "interval_s", "keep")
 
 
 class ServingConfig(Section, frozen=True, kw_only=True):
     """The processes that `python -m trainer run` starts around the trainer."""
 
     shard_address: str = "127.0.0.1:0"
-    """Port 0 = any free port."""
+    """Port 0 = any free port; empty = a trainer that publishes nothing."""
     num_replicas: int = 2
     row_format: Literal["float32", "float16", "int8"] = "float32"
     keep_full: int = 2
     """Full versions kept in the log, with the deltas that follow the oldest of them."""
+
+    def __post_init__(self) -> None:
+        if self.shard_address and not is_host_port(self.shard_address):
+            raise ValueError(f"shard_address must be host:port or empty, found '{self.shard_address}'")
+        self._check_at_least(0, "num_replicas")
+        self._check_at_least(1, "keep_full")
 
 
 class ProduceConfig(Section, frozen=True, kw_only=True):
@@ -157,6 +213,12 @@ class ProduceConfig(Section, frozen=True, kw_only=True):
         for name in ("impressions_per_s", "record_impressions", "scale", "event_days"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        for name, most in (
+            ("record_impressions", IMPRESSIONS_PER_RECORD_MAX),
+            ("event_days", EVENT_DAYS_MAX),
+        ):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, found {getattr(self, name)}")
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -177,6 +239,8 @@ class Config(Section, frozen=True, kw_only=True):
     produce: ProduceConfig = ProduceConfig()
 
     def __post_init__(self) -> None:
+        self._check_at_least(0, "seed")
+        self._check_at_least(1, "impressions")
         budgeted = sorted(table.dim for table in self.tables)
         if budgeted != self.schema.dims:
             raise ValueError(
@@ -198,6 +262,8 @@ def load_config(path: Path) -> Config:
         return msgspec.toml.decode(path.read_bytes(), type=Config)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8 text") from error
     except msgspec.MsgspecError as error:
         raise ConfigError(f"{path}: {error}") from error
 

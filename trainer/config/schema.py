@@ -7,6 +7,7 @@ hash travels with every version, so that a replica never reads rows under anothe
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Literal
 
 import msgspec
@@ -20,6 +21,11 @@ USER_ID_SOURCE = "user_id"
 """The feature that reads the record's own user id column."""
 DOMAIN_SOURCE = "domain"
 """The feature that reads the record's own domain column (its index in `domains`)."""
+
+_OF_THE_CLASS = ("dim", "ttl_s", "min_updates", "max_rows", "protected", "admission")
+"""What features that share rows must agree on."""
+_OF_THE_MEANING = ("name", "class_id", "dim", "kind", "bucket_edges", "role")
+"""What makes a feature's rows readable; the role decides where the model feeds them in."""
 
 
 class FeatureConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +46,11 @@ class FeatureConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The longest id list a `multi` feature may bring; a longer one makes the impression bad."""
     admission: AdmissionConfig = AdmissionConfig()
     ttl_s: int | None = None
+    """A row unseen for longer than this leaves; None = never."""
+    min_updates: int = 0
+    """A row that has gathered fewer shows when ttl_s has passed since its admission leaves as well."""
+    max_rows: int | None = None
+    """The most rows the class may hold on each rank; None = as many as the table."""
     protected: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +65,14 @@ class FeatureConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"{where}: bucket_edges must ascend, found {list(self.bucket_edges)}")
         if not 1 <= self.ids_max <= 65535:
             raise ValueError(f"{where}: ids_max must be in 1..65535, found {self.ids_max}")
+        if self.ttl_s is not None and self.ttl_s < 1:
+            raise ValueError(f"{where}: ttl_s must be at least 1 second, found {self.ttl_s}")
+        if not 0 <= self.min_updates < 2**31:
+            raise ValueError(f"{where}: min_updates must be in 0..2^31-1, found {self.min_updates}")
+        if self.min_updates and self.ttl_s is None:
+            raise ValueError(f"{where}: min_updates are to be gathered within ttl_s, which is missing")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"{where}: max_rows must be at least 1, found {self.max_rows}")
 
     @property
     def table(self) -> str:
@@ -66,6 +85,12 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     name: str
     loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.loss_weight < math.inf:
+            raise ValueError(
+                f"task '{self.name}': loss_weight must not be negative, found {self.loss_weight}"
+            )
 
 
 class SchemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,11 +127,11 @@ class SchemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         owner: dict[int, FeatureConfig] = {}
         for feature in self.features:
             first = owner.setdefault(feature.class_id, feature)
-            same = (feature.dim, feature.ttl_s, feature.protected, feature.admission)
-            if same != (first.dim, first.ttl_s, first.protected, first.admission):
+            differ = [name for name in _OF_THE_CLASS if getattr(feature, name) != getattr(first, name)]
+            if differ:
                 raise ValueError(
                     f"schema: features '{first.name}' and '{feature.name}' share class_id {first.class_id}; "
-                    "their dim, ttl_s, protected and admission must be equal"
+                    f"their {', '.join(differ)} must be equal"
                 )
 
     @property
@@ -119,8 +144,17 @@ class SchemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return sorted({feature.dim for feature in self.features})
 
     def hash(self) -> str:
-        """A short digest of everything that gives ids, rows and outputs their meaning."""
-        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:16]
+        """A short digest of everything that gives ids, rows and outputs their meaning, and of nothing else.
+
+        Admission, lifetimes, quotas, limits and loss weights may change under trained rows: checkpoints
+        and versions made before stay usable.
+        """
+        meaning = (
+            [{name: getattr(feature, name) for name in _OF_THE_MEANING} for feature in self.features],
+            self.domains,
+            self.task_names,
+        )
+        return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()[:16]
 
 
 def table_name(dim: int) -> str:

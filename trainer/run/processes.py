@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,11 @@ from trainer.run import guard
 
 _GUARD_SCRIPT = Path(guard.__file__)
 _TAIL_BYTES = 8192
+_ERROR_BYTES = 1 << 18
+"""How far from its end a log is searched for an error."""
+_TRACEBACK = "Traceback (most recent call last):"
+_LAUNCHERS_ERROR = "ChildFailedError"
+"""With it torchrun says that a worker ended, without saying why."""
 _ORPHAN_GRACE_S = 8.0
 """At most this long does a child outlive a supervisor that was killed."""
 
@@ -121,9 +126,20 @@ class Child:
 
     def last_lines(self, count: int = 20) -> list[str]:
         """The newest lines it has written to its log, from at most 8 KiB of it."""
+        return self._log_end(_TAIL_BYTES)[-count:]
+
+    def last_error(self, count: int = 15) -> list[str]:
+        """The newest traceback or "error: " line of its log, which a launcher's own words may have buried.
+
+        Returns: at most `count` lines, of a long traceback the first and the last; empty if there is none.
+        """
+        found = find_last_error(self._log_end(_ERROR_BYTES))
+        return found if len(found) <= count else [found[0], *found[-(count - 1) :]]
+
+    def _log_end(self, num_bytes: int) -> list[str]:
         with self.log_path.open("rb") as log:
-            log.seek(max(self._log_begin, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            return log.read(_TAIL_BYTES).decode(errors="replace").splitlines()[-count:]
+            log.seek(max(self._log_begin, log.seek(0, os.SEEK_END) - num_bytes))
+            return log.read(num_bytes).decode(errors="replace").splitlines()
 
     def terminate(self) -> None:
         self.was_told_to_stop = True
@@ -160,6 +176,26 @@ def describe_exit(code: int) -> str:
         return f"ended by {signal.Signals(-code).name}"
     except ValueError:
         return f"ended by signal {-code}"
+
+
+def find_last_error(lines: Sequence[str]) -> list[str]:
+    """The last traceback, up to the line that names its error, or the last line "error: ...".
+
+    Torchrun's own traceback is passed over. Lines may have a prefix such as "[rank0]: ".
+    """
+    for begin in range(len(lines) - 1, -1, -1):
+        if lines[begin].startswith("error: "):
+            return [lines[begin]]
+        prefix, mark, _ = lines[begin].partition(_TRACEBACK)
+        if not mark:
+            continue
+        end = begin + 1
+        while end < len(lines) and lines[end].startswith(prefix + " "):
+            end += 1
+        block = list(lines[begin : end + 1])
+        if _LAUNCHERS_ERROR not in block[-1]:
+            return block
+    return []
 
 
 def _resolve(part: str | Fact, facts: Mapping[str, Mapping[str, str | int]], *, wanted_by: str) -> str:

@@ -122,6 +122,9 @@ class _Run:
         ending = Ending(
             ended=self._ended,
             produced_before=marker.produced_before if marker else 0,
+            # A recording may hold fewer than were asked for.
+            impressions_wanted=None if self._options.data is not None else self._config.impressions,
+            time_was_up=stages is not None and stages.time_was_up,
             owns_stream=self._options.bootstrap_servers is None,
             unclean=self._unclean,
             replicas=stages.replicas if stages else [],

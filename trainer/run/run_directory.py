@@ -115,7 +115,8 @@ def open_run_directory(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
     """Make the directory ready for a run, and keep any other run out of it until the block is left.
 
     An earlier run's files are removed (resume=False) or gone on from (resume=True).
-    Raises: ConfigError if the directory holds something that no run wrote, or is in use.
+    Raises: ConfigError if the directory holds something that no run wrote, is in use, or has no earlier
+    run to go on from.
     """
     directory = RunDirectory(root.resolve())
     marker = directory.read_marker()
@@ -123,6 +124,11 @@ def open_run_directory(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
         raise ConfigError(
             f"{directory.root}: is not empty and not an earlier run's directory (no valid run.json); "
             "nothing was touched. Give another directory with --out, or empty this one"
+        )
+    if marker is None and resume:
+        raise ConfigError(
+            f"--resume: {directory.root} holds no earlier run (no valid run.json). Name an earlier run's "
+            "directory with --out, or begin a new run without --resume"
         )
     directory.root.mkdir(parents=True, exist_ok=True)
     lock = os.open(directory.root / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -145,7 +151,11 @@ def open_run_directory(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
             path.mkdir(exist_ok=True)
         marker = Marker(kind=_MARKER_KIND, produced_before=produced_before)
         replace_file(directory.marker, msgspec.json.encode(marker))
-        yield directory
+        try:
+            yield directory
+        finally:
+            # A trainer that is later started here by itself would take it for its own and leave at once.
+            directory.drain.unlink(missing_ok=True)
     finally:
         os.close(lock)
 

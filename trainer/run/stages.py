@@ -46,6 +46,8 @@ class Stages:
     ) -> None:
         self.replicas: list[ReplicaSummary] = []
         """What verify found, replica by replica."""
+        self.time_was_up = False
+        """The producer was stopped, as its seconds had passed."""
         self.phase = "starting"
         self._config = config
         self._plan = plan
@@ -72,6 +74,7 @@ class Stages:
         self._directory.write_config(with_addresses(self._config, supervisor.facts))
         self._enter("starting trainer")
         supervisor.start(self._plan.trainer)
+        supervisor.need(self._plan.trainer.name)
         # A trainer that is slow to start may as well find a stream when it comes: no error.
         supervisor.wait_until(self._trainer_trains, timeout_s=_TRAINER_START_S)
         self._enter("starting producer")
@@ -86,13 +89,15 @@ class Stages:
         producer = self._plan.producer.name
         if not supervisor.wait_until(lambda: supervisor.has_ended(producer), timeout_s=seconds):
             self._enter("stopping the producer")
+            self.time_was_up = True
             supervisor.stop(producer)
 
     def drain(self, supervisor: Supervisor) -> None:
         """Let the trainer finish what is in the stream."""
         self._enter("draining: training to the end of the stream")
-        self._directory.drain.touch()
         trainer = self._plan.trainer.name
+        supervisor.let_end(trainer)
+        self._directory.drain.touch()
         supervisor.wait_until(lambda: supervisor.has_ended(trainer), timeout_s=None)
 
     def verify(self, supervisor: Supervisor) -> None:

@@ -68,6 +68,8 @@ class ProducerStatus(msgspec.Struct, kw_only=True):
     impressions_produced: int = 0
     records_produced: int = 0
     bytes_produced: int = 0
+    told_to_stop: bool = False
+    """A signal ended it, not its source and not its number."""
     best_possible_auc: Quality = {}
     """AUC of the true probabilities over the newest impressions; empty where they are not known."""
     best_possible_gauc: Quality = {}

@@ -102,6 +102,10 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     ended: str
     produced_before: int = 0
     """By the runs that this one resumed."""
+    impressions_wanted: int | None = None
+    """Of this run's producer; None = as many as its source has."""
+    time_was_up: bool = False
+    """The run itself stopped the producer."""
     owns_stream: bool = True
     """Nothing but this run's producer writes to the topic."""
     unclean: Sequence[str] = ()
@@ -151,12 +155,15 @@ def summarize(
         duration_s=round(ending.duration_s, 3),
         machine=ending.machine,
         ended=ending.ended,
-        checks=checks(config, trainer, ending, produced=produced),
+        checks=checks(config, trainer, ending, producer=producer),
     )
 
 
-def checks(config: Config, trainer: TrainerStatus, ending: Ending, *, produced: int) -> list[Check]:
+def checks(
+    config: Config, trainer: TrainerStatus, ending: Ending, *, producer: ProducerStatus
+) -> list[Check]:
     """Everything that has to hold for exit code 0, in the order in which to read it."""
+    produced = ending.produced_before + producer.impressions_produced
     return [
         Check(name="ran to its end", passed=ending.ended == "completed", detail=ending.ended),
         Check(
@@ -164,6 +171,7 @@ def checks(config: Config, trainer: TrainerStatus, ending: Ending, *, produced: 
             passed=not ending.unclean,
             detail="; ".join(ending.unclean) or "all of them",
         ),
+        _check_produced(producer, ending),
         _check_counts(trainer, produced=produced, owns_stream=ending.owns_stream),
         _check_versions(config, trainer, ending.replicas),
         _check_predictions(config, ending.replicas),
@@ -173,6 +181,19 @@ def checks(config: Config, trainer: TrainerStatus, ending: Ending, *, produced: 
 
 def to_json(summary: Summary) -> bytes:
     return msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
+
+
+def _check_produced(producer: ProducerStatus, ending: Ending) -> Check:
+    produced, wanted = producer.impressions_produced, ending.impressions_wanted
+    is_enough = not producer.told_to_stop if wanted is None else produced >= wanted
+    detail = f"{produced} of {'all that the data holds' if wanted is None else wanted}"
+    if ending.time_was_up:
+        detail = f"{produced} until the time was up"
+    elif not is_enough:
+        detail += ": the producer ended early" + (", by a signal" if producer.told_to_stop else "")
+    return Check(
+        name="producer produced what was asked", passed=ending.time_was_up or is_enough, detail=detail
+    )
 
 
 def _check_counts(trainer: TrainerStatus, *, produced: int, owns_stream: bool) -> Check:

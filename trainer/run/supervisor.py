@@ -83,6 +83,7 @@ class Supervisor:
         self.children: dict[str, Child] = {}
         self._directory = directory
         self._signals = signals
+        self._needed: set[str] = set()
         self._tick: Callable[[], None] = lambda: None
         signals.on_second = self.kill_all
 
@@ -129,6 +130,15 @@ class Supervisor:
             time.sleep(_POLL_S)
         return True
 
+    def need(self, name: str) -> None:
+        """From now on any end of this child is an error, also one with exit code 0."""
+        self._needed.add(name)
+
+    def let_end(self, name: str) -> None:
+        """Undo `need`. Raises: ChildError if some child ended too early."""
+        self.check()
+        self._needed.discard(name)
+
     def has_ended(self, name: str) -> bool:
         """True once the child has ended by itself with exit code 0."""
         return self.children[name].exit_code() == 0
@@ -137,9 +147,13 @@ class Supervisor:
         """Raises: ChildError naming the first child that ended though it should not have."""
         for child in self.children.values():
             code = child.exit_code()
-            if code is None or child.was_told_to_stop or (code == 0 and child.spec.ends_itself):
+            if code is None or child.was_told_to_stop:
                 continue
-            raise ChildError(f"{child.spec.name}: {describe_exit(code)}; {_tail(child)}")
+            is_needed = child.spec.name in self._needed
+            if code == 0 and child.spec.ends_itself and not is_needed:
+                continue
+            too_early = " before the stream had ended" if code == 0 and is_needed else ""
+            raise ChildError(f"{child.spec.name}: {describe_exit(code)}{too_early}; {_tail(child)}")
 
     def stop_all(self) -> None:
         """End every child in the order of the module's docstring; never raises for a child's sake."""
@@ -197,4 +211,8 @@ def _tail(child: Child) -> str:
     lines = child.last_lines()
     if not lines:
         return f"its log {child.log_path} is empty"
-    return f"the end of {child.log_path}:\n" + "\n".join(f"  | {line}" for line in lines)
+    text = f"the end of {child.log_path}:\n" + "\n".join(f"  | {line}" for line in lines)
+    cause = child.last_error()
+    if "\n".join(cause) in "\n".join(lines):
+        return text
+    return "its last error:\n" + "\n".join(f"  | {line}" for line in cause) + "\n" + text

@@ -6,6 +6,7 @@ partition a user is in.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from trainer.config.config import Config
 from trainer.errors import StreamError
@@ -40,6 +41,10 @@ QUALITY_INTERVAL_S = 5.0
 COMMIT_LOOK_S = 0.2
 UNCONFIRMED_MAX = 512
 SEND_TIMEOUT_S = 60.0
+STOPPED_TIMEOUT_S = 4.0
+"""The same once it is to end. It is waited for the answers and then for the client's close
+(which flushes and joins, each for as long) have to fit into the 20 s between SIGTERM and SIGKILL."""
+ANSWER_LOOK_S = 0.2
 
 
 def run_producer(
@@ -75,14 +80,19 @@ def run_producer(
     partitions = ensure_topic(topic, num_partitions=config.kafka.num_partitions, options=options)
     producer = KafkaProducer(**options, acks="all", linger_ms=0, max_request_size=1 << 26)
     guard = EmbeddedGuard(config, partitions=partitions, options=options) if embedded else None
+    close_timeout_s = STOPPED_TIMEOUT_S
     try:
         way = _Way(producer, partitions, guard, status, stop)
         _send_all(config, _records(source, impressions), way, rate=rate)
+        if not stop.is_set():
+            close_timeout_s = SEND_TIMEOUT_S
     finally:
-        producer.close(timeout=SEND_TIMEOUT_S)
+        # What was not answered has been raised above; that it cannot be flushed either is no news.
+        with contextlib.suppress(KafkaTimeoutError):
+            producer.close(timeout=close_timeout_s)
         if guard is not None:
             guard.close()
-    status.finish()
+    status.finish(told_to_stop=stop.is_set())
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +147,36 @@ def _send_all(
         except KafkaError as error:
             raise _refused(config.kafka.topic, partition, error) from error
         unconfirmed.append((partition, sent))
-        _confirm(config.kafka.topic, unconfirmed, all_of_them=len(unconfirmed) > UNCONFIRMED_MAX)
+        _confirm(config.kafka.topic, unconfirmed, way.stop, all_of_them=len(unconfirmed) > UNCONFIRMED_MAX)
         way.status.add(impressions, truth_NT, num_bytes=len(value))
         way.status.write(time.monotonic())
-    _confirm(config.kafka.topic, unconfirmed, all_of_them=True)
+    _confirm(config.kafka.topic, unconfirmed, way.stop, all_of_them=True)
 
 
-def _confirm(topic: str, unconfirmed: deque[Any], *, all_of_them: bool) -> None:
+def _confirm(topic: str, unconfirmed: deque[Any], stop: threading.Event, *, all_of_them: bool) -> None:
     """Look at the answers that are there; a refused record ends the run, as it would be a silent loss."""
     while unconfirmed and (all_of_them or unconfirmed[0][1].is_done):
         partition, sent = unconfirmed.popleft()
         try:
-            sent.get(timeout=SEND_TIMEOUT_S)
+            _answer(sent, stop)
         except KafkaError as error:
             raise _refused(topic, partition, error) from error
+
+
+def _answer(sent: Any, stop: threading.Event) -> None:
+    """Wait for the broker's answer to one record, less long from the moment that a stop is asked for.
+
+    Raises: KafkaError if the record was refused, or not answered in time.
+    """
+    deadline_s = time.monotonic() + SEND_TIMEOUT_S
+    is_stopped = False
+    while not sent.is_done and time.monotonic() < deadline_s:
+        if stop.is_set() and not is_stopped:
+            is_stopped = True
+            deadline_s = min(deadline_s, time.monotonic() + STOPPED_TIMEOUT_S)
+        with contextlib.suppress(KafkaTimeoutError):
+            sent.get(timeout=ANSWER_LOOK_S)
+    sent.get(timeout=0.0)
 
 
 def _refused(topic: str, partition: int, error: KafkaError) -> StreamError:
@@ -276,8 +302,9 @@ class _Status:
             self._judged_at_s = time.monotonic()
         write_status(self._path, self._status)
 
-    def finish(self) -> None:
+    def finish(self, *, told_to_stop: bool) -> None:
         self._status.state = "done"
+        self._status.told_to_stop = told_to_stop
         self._judge()
         write_status(self._path, self._status)
 

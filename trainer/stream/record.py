@@ -28,6 +28,8 @@ RECORD_IMPRESSIONS_MAX = 65_536
 """More in one record is refused, whatever kafka.record_bytes_max allows."""
 EVENT_AHEAD_MS_MAX = 86_400_000
 """An event time later than this after the record's own timestamp would drag the table's clock along."""
+EVENT_TIME_MS_MAX = (2**32 - 1) * 1000
+"""The id tables keep unsigned 32-bit seconds; a later time would make them refuse the clock."""
 UNKNOWN_DOMAIN = 255
 
 Column = TypeVar("Column")
@@ -174,7 +176,8 @@ def _columns(batch: ImpressionBatch, schema: SchemaConfig, produced_ms: int) -> 
     domain_N = _domains(batch, schema, bad)
     event_time_ms_N = _fixed("event_time_ms", batch.event_time_ms, "<i8", num).astype(np.int64)
     bad.mark(event_time_ms_N <= 0, "event_time_not_positive")
-    bad.mark(event_time_ms_N > produced_ms + EVENT_AHEAD_MS_MAX, "event_time_in_future")
+    newest_ms = min(produced_ms + EVENT_AHEAD_MS_MAX, EVENT_TIME_MS_MAX)
+    bad.mark(event_time_ms_N > newest_ms, "event_time_in_future")
     user_ids_N = _fixed("user_ids", batch.user_ids, "<i8", num).astype(np.int64)
 
     sparse_columns = _by_name("sparse", ((column.name, column) for column in batch.sparse))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
-from trainer.config import Config, load_config, preset, to_toml
+from feature_eviction.policy import AdmissionConfig
+from trainer.config import Config, FeatureConfig, load_config, preset, to_toml
+from trainer.config.config import IMPRESSIONS_PER_RECORD_MAX, KafkaConfig
 from trainer.config.presets import PRESETS
 from trainer.errors import ConfigError
+from trainer.stream.record import RECORD_IMPRESSIONS_MAX
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -32,6 +36,65 @@ def test_hashes_tell_configurations_apart() -> None:
     assert replace(config.schema, tasks=tasks).hash() != config.schema.hash()
 
 
+def test_what_gives_rows_no_meaning_keeps_checkpoints_usable() -> None:
+    schema = preset("quickstart").schema
+    feature = replace(
+        schema.features[3],
+        ttl_s=60,
+        min_updates=2,
+        max_rows=1000,
+        protected=True,
+        ids_max=7,
+        admission=AdmissionConfig(kind="count", min_count=3),
+    )
+    changed = replace(
+        schema,
+        features=(*schema.features[:3], feature, *schema.features[4:]),
+        tasks=(replace(schema.tasks[0], loss_weight=0.5), *schema.tasks[1:]),
+        positive_task="like",
+    )
+    assert changed != schema
+    assert changed.hash() == schema.hash()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other"},
+        {"class_id": 99},
+        {"dim": 32},
+        {"kind": "single", "bucket_edges": ()},
+        {"bucket_edges": (1.0, 3.5)},
+        {"role": "other"},
+    ],
+    ids=str,
+)
+def test_what_gives_rows_their_meaning_changes_the_schema_hash(change: dict[str, Any]) -> None:
+    schema = preset("quickstart").schema
+    features = (*schema.features[:-1], replace(schema.features[-1], **change))
+    assert replace(schema, features=features).hash() != schema.hash()
+
+
+def test_order_and_names_of_domains_and_tasks_change_the_schema_hash() -> None:
+    schema = preset("quickstart").schema
+    others = [
+        replace(schema, features=schema.features[::-1]),
+        replace(schema, domains=schema.domains[::-1]),
+        replace(schema, tasks=schema.tasks[::-1]),
+    ]
+    assert len({schema.hash(), *(other.hash() for other in others)}) == 4
+
+
+def test_a_configured_record_fits_what_a_record_may_hold() -> None:
+    assert IMPRESSIONS_PER_RECORD_MAX == RECORD_IMPRESSIONS_MAX
+
+
+def test_features_that_share_rows_agree_on_their_quota() -> None:
+    one = FeatureConfig(name="one", class_id=7, dim=16, max_rows=10)
+    with pytest.raises(ValueError, match="share class_id 7; their max_rows must be equal"):
+        replace(preset("quickstart").schema, features=(one, replace(one, name="two", max_rows=11)))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
@@ -47,6 +110,50 @@ def test_hashes_tell_configurations_apart() -> None:
         ("class_id = 3", "class_id = 4", "share class_id 4"),
         ("class_id = 3", "class_id = 4096", r"class_id must be in 0\.\.4095, found 4096"),
         ("seed = 1", "seed = ", "config.toml"),
+        ("seed = 1", "seed = -1", "seed must be at least 0, found -1"),
+        ("impressions = 200000", "impressions = 0", "impressions must be at least 1, found 0"),
+        ("impressions-dead-letters", "impressions", "topic and dead_letter_topic must differ"),
+        ('topic = "impressions"', 'topic = "a b"', r"topic must be 1\.\.249 .* found 'a b' - at `\$\.kafka`"),
+        ('topic = "impressions"', f'topic = "{"a" * 250}"', r"topic must be 1\.\.249"),
+        ("127.0.0.1:9092", "localhost", "bootstrap_servers must be host:port.* found 'localhost'"),
+        ("127.0.0.1:9092", "a:1,", "bootstrap_servers must be host:port"),
+        ("127.0.0.1:9092", "a:65536", "bootstrap_servers must be host:port"),
+        ("num_partitions = 8", "num_partitions = 0", "num_partitions must be at least 1, found 0"),
+        ("start_timeout_s = 30", "start_timeout_s = 0", "start_timeout_s must be at least 1"),
+        ("prefetch_impressions_max = 16384", "prefetch_impressions_max = 0", "must be at least 1"),
+        ("record_bytes_max = 1048576", "record_bytes_max = 0", "record_bytes_max must be at least 1"),
+        ("fetch_bytes_max = 8388608", "fetch_bytes_max = -1", "fetch_bytes_max must be at least 1"),
+        ("gate_hidden = 64", "gate_hidden = 0", "gate_hidden must be at least 1"),
+        ("gate_gamma = 2.0", "gate_gamma = 0.0", "gate_gamma must be above 0, found 0.0"),
+        ("gate_gamma = 2.0", "gate_gamma = nan", "gate_gamma must be above 0, found nan"),
+        ("    100,\n    64,\n", "", r"tower_widths must be one or more widths of at least 1, found \[\]"),
+        ("    100,\n    64,\n", "    100,\n    0,\n", r"tower_widths .* found \[100, 0\]"),
+        (
+            "embedding_init_scale = 0.01",
+            "embedding_init_scale = -0.01",
+            "embedding_init_scale must not be neg",
+        ),
+        (
+            "victim_window = 64",
+            "victim_window = 0",
+            r"victim_window must be at least 1, found 0 - at `\$\.tables",
+        ),
+        ("expiry_scan = 256", "expiry_scan = -1", "expiry_scan must be at least 0, found -1"),
+        ("bytes_limit = 4194304", "bytes_limit = 0", "bytes_limit must be at least 1"),
+        ("num_replicas = 2", "num_replicas = -1", "num_replicas must be at least 0"),
+        ("keep_full = 2", "keep_full = 0", "keep_full must be at least 1"),
+        ('"127.0.0.1:0"', '"nowhere"', "shard_address must be host:port or empty, found 'nowhere'"),
+        ("record_impressions = 64", "record_impressions = 65537", "record_impressions must be at most 65536"),
+        ("event_days = 12.0", "event_days = 36501.0", "event_days must be at most 36500"),
+        ("loss_weight = 1.0", "loss_weight = -1.0", "task 'like': loss_weight must not be negative"),
+        ("ttl_s = 345600", "ttl_s = 0", "feature 'item_id': ttl_s must be at least 1 second, found 0"),
+        ("ttl_s = 345600", "max_rows = 0", "feature 'item_id': max_rows must be at least 1, found 0"),
+        ("min_updates = 0", "min_updates = -1", r"min_updates must be in 0\.\.2\^31-1, found -1"),
+        (
+            "min_updates = 0",
+            "min_updates = 3",
+            "feature 'domain': min_updates are to be gathered within ttl_s",
+        ),
     ],
 )
 def test_wrong_configuration_is_one_line_with_its_place(
@@ -60,6 +167,18 @@ def test_wrong_configuration_is_one_line_with_its_place(
         load_config(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("servers", ["a:1", "kafka_1.example:9092, b-2:9093", "[::1]:9092"])
+def test_usual_server_lists_are_accepted(servers: str) -> None:
+    assert KafkaConfig(bootstrap_servers=servers).bootstrap_servers == servers
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(to_toml(preset("quickstart")).encode() + b"# \xff\n")
+    with pytest.raises(ConfigError, match=r"config\.toml: not UTF-8"):
+        load_config(path)
 
 
 def test_missing_file_and_unknown_preset_are_named() -> None:

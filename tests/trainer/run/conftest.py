@@ -96,7 +96,8 @@ elif mode == "trainer":
     write_status(directory / "status" / "trainer.json", status)
 elif mode == "producer":
     from trainer.run.status import ProducerStatus, write_status
-    status = ProducerStatus(state="done", impressions_produced=1000)
+    status = ProducerStatus(state="done")
+    status.impressions_produced = int(sys.argv[4]) if len(sys.argv) > 4 else 1000
     write_status(directory / "status" / "producer.json", status)
 else:
     raise SystemExit("unknown mode " + mode)

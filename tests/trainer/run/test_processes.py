@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ChildError
-from trainer.run.processes import Child, ChildSpec, Fact, describe_exit
+from trainer.run.processes import Child, ChildSpec, Fact, describe_exit, find_last_error
 
 Start = Callable[..., Child]
 
@@ -142,3 +142,43 @@ def test_worker_does_not_outlive_the_child_it_belongs_to(
 )
 def test_exit_is_described_in_words(code: int, text: str) -> None:
     assert describe_exit(code) == text
+
+
+LAUNCHERS_END = [
+    "Traceback (most recent call last):",
+    '  File "run.py", line 9, in main',
+    "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ",
+    "=====",
+]
+WORKERS_ERROR = [
+    "[rank1]: Traceback (most recent call last):",
+    '[rank1]:   File "loop.py", line 3, in step',
+    "[rank1]:     raise ValueError(name)",
+    "[rank1]: ValueError: item",
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ([], []),
+        (["all is well"], []),
+        (["a", *WORKERS_ERROR, "b", *LAUNCHERS_END], WORKERS_ERROR),
+        ([*WORKERS_ERROR, "error: no broker answers", *LAUNCHERS_END], ["error: no broker answers"]),
+        (LAUNCHERS_END, []),
+        (["x", *WORKERS_ERROR[:2]], WORKERS_ERROR[:2]),
+    ],
+)
+def test_last_error_of_a_log_is_the_workers_not_the_launchers(lines: list[str], found: list[str]) -> None:
+    assert find_last_error(lines) == found
+
+
+def test_long_traceback_is_shown_with_its_first_and_last_lines(tmp_path: Path) -> None:
+    code = "def f(n):\n    return f(n - 1) + 1 if n else g(n) + 1\ndef g(n):\n    return 1 / n + f(1)\nf(30)"
+    spec = ChildSpec(name="deep", argv=(sys.executable, "-c", code.replace("f(n - 1)", "[f][0](n - 1)")))
+    child = Child.start(spec, logs=tmp_path, ready=tmp_path, facts={})
+    assert child.wait(60) == 1
+    lines = child.last_error(4)
+    assert len(lines) == 4
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "ZeroDivisionError: division by zero"

@@ -46,7 +46,7 @@ def plan(config, options, directory):
 
 config = preset("quickstart")
 config = msgspec.structs.replace(config, serving=msgspec.structs.replace(config.serving, num_replicas=0))
-options = RunOptions(out_dir=out, seconds=modes.get("seconds"), live=False)
+options = RunOptions(out_dir=out, impressions=1000, seconds=modes.get("seconds"), live=False)
 sys.exit(run_all(config, options, make_plan=plan))
 """
 
@@ -109,6 +109,33 @@ def test_lost_impression_is_one_clear_line_and_exit_code_1(drive: Drive) -> None
     assert err == (
         "error: every impression trained once: 999 trained, 1000 produced, 0 dead letters: 1 too few\n"
     )
+
+
+def test_trainer_that_ends_before_the_stream_is_named(
+    drive: Drive, tmp_path: Path, nothing_runs: Callable[[], bool], wait_for: Callable[..., None]
+) -> None:
+    process = drive(services=SERVICES, producer="endless")
+    wait_for((tmp_path / "run" / "pids" / "producer").exists)
+    os.kill(int((tmp_path / "run" / "pids" / "trainer").read_text()), signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.startswith(
+        "error: ran to its end: trainer: exit code 0 before the stream had ended; its log "
+    )
+    assert nothing_runs()
+
+
+def test_producer_that_ends_before_it_has_produced_everything_fails_by_name(drive: Drive) -> None:
+    process = drive(services=SERVICES, producer="producer 400", trainer="trainer 400")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err == "error: producer produced what was asked: 400 of 1000: the producer ended early\n"
+
+
+def test_drain_is_not_left_for_a_later_trainer(drive: Drive, tmp_path: Path) -> None:
+    drive(services=SERVICES).communicate(timeout=120)
+    assert (tmp_path / "run" / "verify.safetensors").exists()  # it was drained
+    assert not (tmp_path / "run" / "control" / "drain").exists()
 
 
 def test_producer_is_stopped_when_its_time_is_up(drive: Drive, tmp_path: Path) -> None:

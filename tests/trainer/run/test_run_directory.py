@@ -89,3 +89,23 @@ def test_file_in_the_directorys_place_is_refused(tmp_path: Path) -> None:
     ):
         pass
     assert (tmp_path / "run").read_text() == "a file"
+
+
+def test_resume_without_an_earlier_run_is_refused_and_makes_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"--resume: .*typo holds no earlier run"),
+        open_run_directory(tmp_path / "typo", resume=True),
+    ):
+        pass
+    assert not (tmp_path / "typo").exists()
+
+
+def test_drain_is_removed_at_the_end_also_of_a_run_that_failed(tmp_path: Path) -> None:
+    with (  # noqa: PT012
+        pytest.raises(ValueError, match="failed"),
+        open_run_directory(tmp_path / "run", resume=False) as directory,
+    ):
+        directory.drain.touch()
+        raise ValueError("failed")
+    assert directory.drain.parent.is_dir()
+    assert not directory.drain.exists()

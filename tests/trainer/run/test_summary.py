@@ -68,6 +68,10 @@ def test_good_run_passes_every_check(small_config: Config, observation: Observat
     [
         (lambda e: msgspec.structs.replace(e, ended="interrupted by SIGINT"), "ran to its end"),
         (lambda e: msgspec.structs.replace(e, unclean=["shard: exit code 1"]), "processes ended cleanly"),
+        (
+            lambda e: msgspec.structs.replace(e, impressions_wanted=1001),
+            "producer produced what was asked",
+        ),
         (lambda e: msgspec.structs.replace(e, produced_before=1), "every impression trained once"),
         (lambda e: with_replica(e, version="1.6"), "replicas hold the last version"),
         (lambda e: with_replica(e, version=""), "replicas hold the last version"),
@@ -155,3 +159,30 @@ def test_run_that_ended_before_any_status_still_has_a_summary(small_config: Conf
     assert summary.checks[0].detail == "broker: exit code 1"
     assert "ran to its end" in failed(summary)
     assert json.loads(to_json(summary))["impressions_trained"] == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "time_was_up", "told_to_stop", "passes"),
+    [
+        (1000, False, True, True),  # the signal came after the last record
+        (1001, False, True, False),
+        (1001, True, True, True),
+        (None, False, False, True),  # the recording's own end
+        (None, False, True, False),
+        (None, True, True, True),
+    ],
+)
+def test_producers_early_end_counts_unless_the_run_or_the_data_ended_it(
+    small_config: Config,
+    observation: Observation,
+    ending: Ending,
+    wanted: int | None,
+    time_was_up: bool,
+    told_to_stop: bool,
+    passes: bool,
+) -> None:
+    ending = msgspec.structs.replace(ending, impressions_wanted=wanted, time_was_up=time_was_up)
+    assert observation.producer is not None
+    observation.producer.told_to_stop = told_to_stop
+    summary = make(small_config, observation, ending)
+    assert failed(summary) == ([] if passes else ["producer produced what was asked"])

@@ -79,6 +79,44 @@ def test_end_of_a_child_that_may_end_is_no_error(supervisor: Supervisor) -> None
     assert supervisor.unclean() == []
 
 
+def test_end_of_a_needed_child_is_an_error_until_it_may_end(supervisor: Supervisor) -> None:
+    argv = (sys.executable, "-c", "print('bye')")
+    supervisor.start(ChildSpec(name="ends", argv=argv, ends_itself=True, ready_timeout_s=None))
+    supervisor.need("ends")
+    with pytest.raises(ChildError, match="ends: exit code 0 before the stream had ended"):
+        supervisor.wait_until(lambda: False, timeout_s=60)
+    with pytest.raises(ChildError, match="ends: exit code 0 before"):
+        supervisor.let_end("ends")
+
+
+def test_needed_child_may_end_once_it_is_let(supervisor: Supervisor, make_spec: MakeSpec) -> None:
+    argv = (sys.executable, "-c", "import time; time.sleep(0.5)")
+    supervisor.start(ChildSpec(name="ends", argv=argv, ends_itself=True, ready_timeout_s=None))
+    supervisor.need("ends")
+    supervisor.let_end("ends")
+    assert supervisor.wait_until(lambda: supervisor.has_ended("ends"), timeout_s=60)
+    supervisor.check()
+
+
+def test_buried_traceback_of_a_worker_is_shown(supervisor: Supervisor) -> None:
+    code = "\n".join(
+        (
+            "import sys",
+            "print('[rank0]: Traceback (most recent call last):')",
+            "print('[rank0]:   File \"loop.py\", line 3, in step')",
+            "print('[rank0]: ValueError: table item is full')",
+            "print('launcher words\\n' * 40)",
+            "sys.exit(1)",
+        )
+    )
+    supervisor.start(ChildSpec(name="trainer", argv=(sys.executable, "-c", code), ready_timeout_s=None))
+    with pytest.raises(ChildError) as raised:
+        supervisor.wait_until(lambda: False, timeout_s=60)
+    text = str(raised.value)
+    assert text.count("[rank0]: ValueError: table item is full") == 1
+    assert text.count("launcher words") == 19
+
+
 def test_end_of_a_service_is_an_error_even_with_exit_code_0(supervisor: Supervisor) -> None:
     supervisor.start(ChildSpec(name="gone", argv=(sys.executable, "-c", ""), ready_timeout_s=None))
     with pytest.raises(ChildError, match=r"gone: exit code 0; its log .* is empty"):

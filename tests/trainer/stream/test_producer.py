@@ -19,6 +19,8 @@ from trainer.stream.embedded_broker import PARTITION_BYTES_MAX
 from trainer.stream.producer import EMBEDDED_SHARE
 from trainer.stream.source import KafkaSource
 
+STOP_GRACE_S = 20.0
+"""What a run gives its producer between SIGTERM and SIGKILL."""
 REPOSITORY = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import sys
@@ -116,7 +118,22 @@ def test_sigterm_ends_it_in_order_with_everything_stored(embedded_broker, produc
     assert process.wait(timeout=60) == 0, process.stderr.read().decode()
     status = _status(status_file)
     assert status.state == "done"
+    assert status.told_to_stop
     assert sum(_ends(config).values()) == status.records_produced
+
+
+def test_dead_broker_does_not_keep_it_beyond_the_grace_of_a_stop(start_embedded_broker, produce):
+    broker = start_embedded_broker({"dying": 3})
+    config = _config(broker, "dying", impressions=1_000_000)
+    process, status_file = produce(config, 0, 2_000, "kafka")
+    _wait(lambda: status_file.exists() and _status(status_file).impressions_produced > 500)
+    broker.process.kill()
+    broker.process.wait()
+    sent = _status(status_file).records_produced
+    _wait(lambda: _status(status_file).records_produced > sent + 10)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=STOP_GRACE_S) != 0
+    assert b"the broker did not take a record" in process.stderr.read()
 
 
 def test_the_embedded_broker_is_never_overrun_and_commits_let_it_go_on(embedded_broker, produce):

@@ -16,7 +16,13 @@ from proto.impression_pb2 import ImpressionBatch
 from trainer.config import preset
 from trainer.config.schema import SchemaConfig
 from trainer.data.synthetic import SyntheticStream
-from trainer.stream.record import EVENT_AHEAD_MS_MAX, RecordError, decode_record, encode_record
+from trainer.stream.record import (
+    EVENT_AHEAD_MS_MAX,
+    EVENT_TIME_MS_MAX,
+    RecordError,
+    decode_record,
+    encode_record,
+)
 from trainer.stream.slicing import (
     concat_impressions,
     empty_impressions,
@@ -210,6 +216,19 @@ def test_a_bad_row_is_refused_alone(reason, change, schema, make_impressions):
     assert decoded.impressions.request_ids_N.tolist() == [0, 1, 3, 4, 5]
     for jagged in decoded.impressions.sparse.values():
         assert jagged.lengths_N.sum() == len(jagged.ids_L)
+
+
+@pytest.mark.parametrize("produced_ms", [EVENT_TIME_MS_MAX, 2**62])
+def test_a_time_beyond_the_tables_clock_is_a_bad_row_whatever_the_record_says(
+    produced_ms, schema, make_impressions
+):
+    """A producer in a wrong unit stamps record and rows alike; the table could not hold such a time."""
+    batch = _batch(schema, make_impressions)
+    times_N = np.frombuffer(batch.event_time_ms, "<i8").copy()
+    times_N[1:3] = EVENT_TIME_MS_MAX, EVENT_TIME_MS_MAX + 1
+    batch.event_time_ms = times_N.tobytes()
+    decoded = decode_record(batch.SerializeToString(), schema=schema, produced_ms=produced_ms)
+    assert decoded.bad_rows == {2: "event_time_in_future"}
 
 
 def test_a_domain_of_a_newer_producer_costs_only_its_rows(schema, make_impressions):
