@@ -124,7 +124,7 @@ class _Connection:
         try:
             return method(request, timeout=self._timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:
-            raise translate(error, where=self._where) from error
+            raise translate(error, where=self._where, timeout_s=self._timeout_s) from error
 
 
 class ParamServerClient(_Connection):

@@ -135,7 +135,11 @@ def test_all_of_the_recorded_feedback_streams_through_the_path(tmp_path: Path) -
 def test_two_ranks_take_the_whole_path_with_data_for_one(tmp_path: Path) -> None:
     """One partition: the second rank never has data and takes part in every step."""
     printed = subprocess.run(
-        [sys.executable, "-m", "trainer", "config"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "trainer", "config"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     path = tmp_path / "config.toml"
     path.write_text(printed.replace("num_partitions = 8", "num_partitions = 1"))

@@ -16,7 +16,6 @@ from trainer.config import Config, load_config, preset, to_toml
 from trainer.errors import ConfigError, FreshetError
 from trainer.stream.broker import security_from_environment
 
-
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 

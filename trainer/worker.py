@@ -23,6 +23,7 @@ from trainer.run.status import TrainerStatus, write_status
 from trainer.stream.broker import Security
 from trainer.stream.columns import Position
 from trainer.stream.source import KafkaSource
+from trainer.warm_up import compile_kernels
 
 log = structlog.get_logger()
 
@@ -45,6 +46,7 @@ def run_worker(config: Config, *, run_dir: Path, security: Security) -> None:
     ranks = start_ranks(config.train.device)
     if ranks.rank == 0:
         write_status(paths.status, TrainerStatus(state="starting"))
+    compile_kernels(config)
     with ExitStack() as cleanup:
         cleanup.callback(dist.destroy_process_group)
         _train(config, run_dir=run_dir, security=security, ranks=ranks, paths=paths, stop=stop, on=cleanup)

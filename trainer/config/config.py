@@ -19,7 +19,6 @@ from param_server.client import RulesConfig
 from trainer.config.schema import SchemaConfig, table_name
 from trainer.errors import ConfigError
 
-
 IMPRESSIONS_PER_RECORD_MAX = 65_536
 EVENT_DAYS_MAX = 36_500
 """A century: event times stay far inside the 32-bit seconds of the id tables."""
@@ -138,7 +137,7 @@ class KafkaConfig(Section, frozen=True, kw_only=True):
         for name in ("topic", "dead_letter_topic"):
             if not _TOPIC.fullmatch(getattr(self, name)):
                 raise ValueError(
-                    f"{name} must be 1..249 of the characters A-Z a-z 0-9 . _ -, found '{getattr(self, name)}'"
+                    f"{name} must be 1..249 characters of A-Z a-z 0-9 . _ -, found '{getattr(self, name)}'"
                 )
         if self.topic == self.dead_letter_topic:
             # One bad record would be read back and written again for ever.

@@ -147,7 +147,7 @@ class SchemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """A short digest of everything that gives ids, rows and outputs their meaning, and of nothing else.
 
         Admission, lifetimes, quotas, limits and loss weights may change under trained rows: checkpoints
-        and versions made before stay usable.
+        and versions made before still belong to this schema.
         """
         meaning = (
             [{name: getattr(feature, name) for name in _OF_THE_MEANING} for feature in self.features],

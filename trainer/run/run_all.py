@@ -27,6 +27,7 @@ from trainer.run.freshness import FreshnessJoin
 from trainer.run.live_view import View, final_lines, final_screen
 from trainer.run.observe import Observer
 from trainer.run.plan import RunOptions, RunPlan, plan_run, resolve_config
+from trainer.run.preflight import check_inputs
 from trainer.run.run_directory import RunDirectory, open_run_directory, replace_file
 from trainer.run.stages import Connect, Stages
 from trainer.run.summary import Ending, Summary, summarize, to_json
@@ -61,6 +62,7 @@ def run_all(
     Raises: ConfigError before anything is started, if the options or the directory cannot be used.
     """
     config = resolve_config(config, options)
+    check_inputs(options, timeout_s=config.kafka.start_timeout_s)
     with open_run_directory(options.out_dir, resume=options.resume) as directory, StopSignals() as signals:
         plan = make_plan(config, options, directory)
         run = _Run(config, options, directory, replicas=plan.replicas)

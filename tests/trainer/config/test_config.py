@@ -10,11 +10,12 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from feature_eviction.policy import AdmissionConfig
+from feature_eviction.policy import AdmissionConfig, ClassPolicy
 from trainer.config import Config, FeatureConfig, load_config, preset, to_toml
 from trainer.config.config import IMPRESSIONS_PER_RECORD_MAX, KafkaConfig
 from trainer.config.presets import PRESETS
 from trainer.errors import ConfigError
+from trainer.recommender import policy_of
 from trainer.stream.record import RECORD_IMPRESSIONS_MAX
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -36,7 +37,7 @@ def test_hashes_tell_configurations_apart() -> None:
     assert replace(config.schema, tasks=tasks).hash() != config.schema.hash()
 
 
-def test_what_gives_rows_no_meaning_keeps_checkpoints_usable() -> None:
+def test_what_gives_rows_no_meaning_leaves_the_schema_hash() -> None:
     schema = preset("quickstart").schema
     feature = replace(
         schema.features[3],
@@ -167,6 +168,20 @@ def test_wrong_configuration_is_one_line_with_its_place(
         load_config(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_features_quota_and_trial_reach_its_id_table() -> None:
+    config = preset("quickstart")
+    item = replace(config.schema.features[3], max_rows=500, min_updates=2)
+    features = (*config.schema.features[:3], item, *config.schema.features[4:])
+    config = replace(config, schema=replace(config.schema, features=features))
+    classes = {policy.class_id: policy for policy in policy_of_table(config)}
+    assert (classes[4].max_rows, classes[4].min_updates, classes[4].ttl_s) == (500, 2, item.ttl_s)
+    assert (classes[5].max_rows, classes[5].min_updates) == (None, 0)
+
+
+def policy_of_table(config: Config) -> tuple[ClassPolicy, ...]:
+    return policy_of(config.tables[0], num_slots=1000, config=config).classes
 
 
 @pytest.mark.parametrize("servers", ["a:1", "kafka_1.example:9092, b-2:9093", "[::1]:9092"])

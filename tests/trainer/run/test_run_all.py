@@ -119,9 +119,7 @@ def test_trainer_that_ends_before_the_stream_is_named(
     os.kill(int((tmp_path / "run" / "pids" / "trainer").read_text()), signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert err.startswith(
-        "error: ran to its end: trainer: exit code 0 before the stream had ended; its log "
-    )
+    assert err.startswith("error: ran to its end: trainer: exit code 0 before the stream had ended; its log ")
     assert nothing_runs()
 
 

@@ -1,0 +1,60 @@
+"""What is looked at before the first process is started: the recording and the given Kafka."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+from trainer.errors import ConfigError
+from trainer.run.plan import RunOptions
+
+_RETRY_S = 0.2
+_CONNECT_S = 5.0
+
+
+def check_inputs(options: RunOptions, *, timeout_s: float) -> None:
+    """Raises: ConfigError if the recording cannot be read, or no given server is reached within timeout_s.
+
+    A server that is reached may still refuse what the children ask of it; they say so themselves, as they
+    alone know how to log in.
+    """
+    if options.data is not None:
+        _check_readable(options.data)
+    if options.bootstrap_servers is not None:
+        _check_reachable(options.bootstrap_servers, timeout_s=timeout_s)
+
+
+def _check_readable(data: Path) -> None:
+    needed = os.R_OK | os.X_OK if data.is_dir() else os.R_OK
+    if not os.access(data, needed):
+        raise ConfigError(f"--data {data}: may not be read by this user; change its permissions")
+
+
+def _check_reachable(servers: str, *, timeout_s: float) -> None:
+    addresses = [_address(server) for server in servers.split(",")]
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        failures = []
+        for address in addresses:
+            left_s = deadline_s - time.monotonic()
+            try:
+                socket.create_connection(address, timeout=min(_CONNECT_S, max(0.1, left_s))).close()
+            except OSError as error:
+                failures.append(f"{address[0]}:{address[1]}: {error.strerror or error}")
+            else:
+                return
+        if time.monotonic() + _RETRY_S >= deadline_s:
+            raise ConfigError(
+                f"--bootstrap-servers {servers}: none could be reached within {timeout_s:g} s "
+                f"({'; '.join(failures)}); check the address and that the broker runs"
+            )
+        time.sleep(_RETRY_S)
+
+
+def _address(server: str) -> tuple[str, int]:
+    host, _, port = server.strip().rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(f"--bootstrap-servers: expected host:port, found '{server}'")
+    return host.strip("[]"), int(port)
