@@ -28,6 +28,7 @@ class _RankStatus(msgspec.Struct, kw_only=True):
     tables: list[TableStatus]
     dead_letters: dict[str, int]
     lag_impressions: int
+    ids_folded: int
 
 
 class StatusReporter:
@@ -60,6 +61,7 @@ class StatusReporter:
             tables=[table_status(recommender, name) for name in recommender.shards],
             dead_letters=progress.dead_letters,
             lag_impressions=source.lag_impressions(),
+            ids_folded=recommender.keys.num_folded,
         )
         gathered = self._ranks.gather_bytes(msgspec.json.encode(mine))
         every = [msgspec.json.decode(data, type=_RankStatus) for data in gathered]
@@ -73,6 +75,7 @@ class StatusReporter:
             impressions_trained=progress.impressions_trained,
             dead_letters=sum_by_key([one.dead_letters for one in every]),
             lag_impressions=sum(one.lag_impressions for one in every),
+            ids_folded=sum(one.ids_folded for one in every),
             samples_per_s=self._samples_per_s(),
             auc=self._quality[0],
             gauc=self._quality[1],

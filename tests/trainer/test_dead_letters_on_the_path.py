@@ -60,6 +60,7 @@ def test_bad_input_is_counted_and_kept_and_the_rest_is_trained(
     options = connect_options(broker.bootstrap_servers, security=Security(), timeout_s=30)
     producer = KafkaProducer(**options)
     batches = make_batches(config, 4)
+    batches[0].sparse["item_id"].ids_L[:2] = [1 << 52, -1]
     records = [encode_record(batch, config.schema) for batch in batches[:3]]
     records.insert(1, b"\xff\x00 no record at all")
     records.insert(3, encode_record(spoiled(batches[3]), config.schema))
@@ -80,6 +81,7 @@ def test_bad_input_is_counted_and_kept_and_the_rest_is_trained(
     assert len(manifest["dead_letters"]) == 3
     status = json.loads((tmp_path / "status" / "trainer.json").read_text())
     assert status["dead_letters"] == manifest["dead_letters"]
+    assert status["ids_folded"] == 2, "ids of 53 bits and more are counted, and trained"
 
     consumer = KafkaConsumer(**options, group_id=None)
     partition = TopicPartition(f"{topic}-dead", 0)

@@ -40,6 +40,8 @@ class TrainerStatus(msgspec.Struct, kw_only=True):
     impressions_trained: int = 0
     dead_letters: dict[str, int] = {}
     """Impressions that were not trained, by reason."""
+    ids_folded: int = 0
+    """Raw ids wider than 52 bits, mixed down to fit their key; since this process started."""
     lag_impressions: int = 0
     """Kafka records not yet trained times the impressions of a record; an estimate."""
     samples_per_s: float = 0.0
