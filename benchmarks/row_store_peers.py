@@ -110,7 +110,8 @@ class Faiss:
         self._rows_CD = rows_ND.copy()
 
     def get(self, keys_N: Keys) -> Rows:
-        return np.take(self._rows_CD, self._map.lookup(keys_N), axis=0)
+        rows_ND: Rows = np.take(self._rows_CD, self._map.lookup(keys_N), axis=0)
+        return rows_ND
 
     def upsert(self, keys_N: Keys, rows_ND: Rows) -> None:
         self._rows_CD[self._map.lookup(keys_N)] = rows_ND
