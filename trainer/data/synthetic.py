@@ -83,11 +83,10 @@ class SyntheticStream:
 
     def __init__(self, config: Config) -> None:
         _check_schema(config.schema)
-        if config.produce.scale < SCALE_MIN or config.impressions < 1 or config.produce.event_days <= 0:
+        if config.produce.scale < SCALE_MIN:
             raise ConfigError(
-                f"produce: scale must be at least {SCALE_MIN:g} (found {config.produce.scale:g}), "
-                f"impressions at least 1 (found {config.impressions}) and event_days above 0 "
-                f"(found {config.produce.event_days:g})"
+                f"produce.scale must be at least {SCALE_MIN:g} for the synthetic stream, "
+                f"found {config.produce.scale:g}"
             )
         self._schema = config.schema
         self._seed = config.seed

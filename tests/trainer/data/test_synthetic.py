@@ -157,7 +157,6 @@ def test_ids_are_distinct_and_fit_52_bits():
     ("changes", "text"),
     [
         ({"produce": {"scale": 1e-5}}, "scale"),
-        ({"impressions": 0}, "impressions"),
         ({"schema": preset("kuairand").schema, "tables": preset("kuairand").tables}, "no features"),
     ],
 )
