@@ -38,6 +38,13 @@ def run(*arguments: str, timeout_s: int = 200) -> subprocess.CompletedProcess[st
     )
 
 
+def printed_config() -> str:
+    """The quickstart as `config` prints it."""
+    command = [sys.executable, "-m", "trainer", "config", "--preset", "quickstart"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
 def check_summary(out: Path, *, impressions: int, domains: set[str]) -> dict[str, Any]:
     """What every run that ends well has in common."""
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
@@ -134,13 +141,7 @@ def test_all_of_the_recorded_feedback_streams_through_the_path(tmp_path: Path) -
 @pytest.mark.timeout(240)
 def test_two_ranks_take_the_whole_path_with_data_for_one(tmp_path: Path) -> None:
     """One partition: the second rank never has data and takes part in every step."""
-    printed = subprocess.run(
-        [sys.executable, "-m", "trainer", "config"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    printed = printed_config()
     path = tmp_path / "config.toml"
     path.write_text(printed.replace("num_partitions = 8", "num_partitions = 1"))
     assert "num_partitions = 1\n" in path.read_text()
@@ -209,13 +210,7 @@ def test_wrong_arguments_are_refused_before_anything_starts(
 
 
 def test_unknown_key_in_a_configuration_file_is_refused(tmp_path: Path) -> None:
-    printed = subprocess.run(
-        [sys.executable, "-m", "trainer", "config", "--preset", "quickstart"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    printed = printed_config()
     path = tmp_path / "config.toml"
     path.write_text(printed.replace("batch_size", "batch_sise"))
     done = run("--config", str(path), "--out", str(tmp_path / "run"), timeout_s=60)
@@ -225,13 +220,7 @@ def test_unknown_key_in_a_configuration_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(120)
 def test_broker_that_does_not_answer_is_named(tmp_path: Path, free_port: Callable[[], int]) -> None:
-    printed = subprocess.run(
-        [sys.executable, "-m", "trainer", "config"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    printed = printed_config()
     address = f"127.0.0.1:{free_port()}"
     path = tmp_path / "config.toml"
     path.write_text(
