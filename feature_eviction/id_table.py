@@ -151,8 +151,7 @@ class IdTable:
         self._batch = 0
         self._released = 0
         self._in_flight: InFlight = {}
-        self._tick_s, num_buckets = wheel_of(policy)
-        self._has_lifetimes = num_buckets > 0
+        self._tick_s, _ = wheel_of(policy)
 
     @property
     def num_rows(self) -> int:

@@ -39,13 +39,6 @@ def empty_row_cells(capacity: int) -> CellArray:
 
 
 @kernel
-def next_cell(cells_C: Any, cell: Any) -> Any:
-    """The cell after, round the end."""
-    cell += 1
-    return 0 if cell == len(cells_C) else cell
-
-
-@kernel
 def find_row_from(cells_C: Any, cell: Any, key: Any) -> Any:
     """The cell that holds the key, else the empty cell that ends its probe."""
     while cells_C[cell].slot >= 0 and cells_C[cell].key != key:
