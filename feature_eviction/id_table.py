@@ -164,7 +164,11 @@ class IdTable:
 
     @property
     def expiry_resolution_s(self) -> int:
-        """A row whose lifetime is over leaves in the first call that is so much later or earlier."""
+        """A row whose lifetime is over leaves in the first call that is so much later or earlier.
+
+        The wheel does not turn back with event time: a row admitted behind the newest time, whose lifetime
+        would end behind it too, leaves in the first call after that newest time.
+        """
         return self._tick_s
 
     def map(

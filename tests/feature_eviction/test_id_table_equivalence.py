@@ -28,6 +28,9 @@ from feature_eviction.eviction import SHRINK_PASSES
 from feature_eviction.layout import wheel_of
 
 START_S = 1_700_000_000
+RUN_BACK_S_MAX = 8
+"""How far event time may lie behind its newest: more than the shortest lifetime of CLASSES, less than a turn
+of the wheel."""
 KINDS = ["kraken", "show_click", "lru", "lfu", "distance_lfu", "ttl_only"]
 CLASSES = (
     ClassPolicy(class_id=1, ttl_s=20),
@@ -89,6 +92,8 @@ class ReferenceTable:
         self.row_limit = policy.num_slots
         self.sketch = CountSketch(policy.sketch_width_used)
         self.random = policy.seed
+        self.newest_s = 0
+        """The wheel of lifetimes stands here and never turns back."""
         self.counts: dict[tuple[int, str], int] = {}
 
     def map(
@@ -171,6 +176,7 @@ class ReferenceTable:
                 row.due_s = self.now_s + 1
             else:
                 self.evict(key, "expired" if expired else "few_updates")
+        self.newest_s = max(self.newest_s, self.now_s)
 
     def leavers(self, class_id: int | None = None) -> list[int]:
         """Keys that may leave for their score, the lowest first."""
@@ -222,7 +228,9 @@ class ReferenceTable:
         # Which free slot is taken is not promised: it is learned from the table, and must have been free.
         slot = self.new_slots[key]
         assert slot not in {row.slot for row in self.rows.values()}
-        self.rows[key] = Row(slot=slot, last_seen_s=self.now_s, due_s=self.now_s + (one.ttl_s or 0) + 1)
+        # A lifetime that would end in a second that was looked at already is looked at in the next one.
+        due_s = max(self.now_s + (one.ttl_s or 0), self.newest_s) + 1
+        self.rows[key] = Row(slot=slot, last_seen_s=self.now_s, due_s=due_s)
         self.new.append(key)
         self.count(key, "admitted")
         return True
@@ -312,7 +320,7 @@ class Pair:
 
     def map(self, sightings: list[tuple[int, int, int]], seconds: int) -> int:
         """How many ids were mapped. seconds: since the call before."""
-        self.now_s += seconds
+        self.now_s = max(self.now_s + seconds, self.reference.newest_s - RUN_BACK_S_MAX)
         result = self.table.map(
             np.array([key for key, _, _ in sightings], np.int64),
             shows_N=np.array([shows for _, shows, _ in sightings], np.int64),
@@ -345,6 +353,18 @@ class Pair:
 
     def check(self) -> None:
         check_same_contents(self.table, self.reference)
+
+
+def test_lifetime_that_ended_in_seconds_already_looked_at_ends_in_the_next_one() -> None:
+    pair = Pair(exact_policy(1, "kraken", seed=2))
+    (short_lived,) = [key for key in KEYS if class_of([key])[0] == 4095 and key & (2**52 - 1) == 0]
+    pair.map([], 0)
+    pair.map([(short_lived, 1, 0)], -7)
+    pair.release(0)
+    pair.map([], 7)
+    assert pair.table.num_rows == 1
+    pair.map([], 1)
+    assert pair.table.num_rows == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
