@@ -1,0 +1,73 @@
+"""The map of the next batch beside the learning of this one: the same state as one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from trainer.checkpoint import dense_state, rows_segment
+from trainer.collectives import Ranks
+from trainer.config import Config
+from trainer.recommender import Recommender
+from trainer.stream.columns import Impressions
+
+NUM_BATCHES = 120
+
+
+def event_time_s(batch: Impressions) -> int:
+    return int(batch.event_time_ms_N.max()) // 1000
+
+
+def test_overlapped_batches_end_in_the_same_state_bit_for_bit(
+    ranks: Ranks, make_config: Callable[..., Config], make_batches: Callable[..., list[Impressions]]
+) -> None:
+    """Where rows are evicted at every step, whichever batches are mapped ahead."""
+    config = make_config(bytes_limit=128 << 10, batch_size=16)
+    batches = make_batches(config, NUM_BATCHES)
+    plain, overlapped = Recommender(config, ranks=ranks), Recommender(config, ranks=ranks)
+    expected = [plain.train(batch, now_s=event_time_s(batch)) for batch in batches]
+
+    found = []
+    ahead = np.random.default_rng(7).random(NUM_BATCHES) < 0.6
+    with ThreadPoolExecutor(max_workers=1) as mapper:
+        mapped = overlapped.map(batches[0], now_s=event_time_s(batches[0]))
+        for index in range(NUM_BATCHES):
+            following = batches[index + 1] if index + 1 < NUM_BATCHES else None
+            job = None
+            if following is not None and ahead[index]:
+                job = mapper.submit(overlapped.map, following, now_s=event_time_s(following))
+            found.append(overlapped.learn(mapped))
+            if following is not None:
+                mapped = (
+                    job.result()
+                    if job is not None
+                    else overlapped.map(following, now_s=event_time_s(following))
+                )
+    np.testing.assert_array_equal(np.stack(found), np.stack(expected))
+    assert plain.shards["dim16"].ids.counters().evicted["score"] > 300
+    for name, expected_array in dense_state(plain).items():
+        np.testing.assert_array_equal(dense_state(overlapped)[name], expected_array, err_msg=name)
+    mine, theirs = (rows_segment(one.shards["dim16"]) for one in (overlapped, plain))
+    for column in ("ids_N", "rows_ND", "state_N", "scores_N", "last_seen_s_N", "updates_N"):
+        np.testing.assert_array_equal(getattr(mine, column), getattr(theirs, column), err_msg=column)
+
+
+def test_slots_of_the_batch_before_stay_in_flight_until_the_next_map_is_done(
+    ranks: Ranks, make_config: Callable[..., Config], make_batches: Callable[..., list[Impressions]]
+) -> None:
+    """Whatever the map of batch t + 1 evicts, batch t, which may be being learned, does not use it."""
+    config = make_config(bytes_limit=128 << 10, batch_size=16)
+    recommender = Recommender(config, ranks=ranks)
+    before: set[int] = set()
+    num_evicted = 0
+    for batch in make_batches(config, 80):
+        mapped = recommender.map(batch, now_s=event_time_s(batch))
+        (table,) = mapped.tables
+        evicted = set(table.owned.evicted_slots_K.tolist())
+        assert not evicted & before
+        num_evicted += len(evicted)
+        before = set(table.owned.slots_N.tolist()) - {-1}
+        recommender.learn(mapped)
+    assert num_evicted > 300
