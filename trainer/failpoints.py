@@ -24,6 +24,11 @@ FAILPOINTS = (
     "after_map",
     "after_backward",
     "after_step",
+    *(
+        f"publish.{side}_{step}"
+        for step in ("take", "append", "commit", "ack")
+        for side in ("before", "after")
+    ),
 )
 """Every name that the code reaches; the fault campaign proves that each one fires."""
 
@@ -55,7 +60,8 @@ def arm_from_environment(environ: Mapping[str, str]) -> None:
     text = environ.get("FRESHET_FAILPOINT", "")
     if not text:
         return
-    name, hit, action, rank = [*text.split(":"), "0"][:4]
+    parts = text.split(":")
+    name, hit, action, rank = parts if len(parts) == 4 else (*parts, "0") if len(parts) == 3 else ("",) * 4
     if name not in FAILPOINTS or not hit.isdigit() or action not in _SIGNALS or not rank.isdigit():
         raise ConfigError(
             f"FRESHET_FAILPOINT must be NAME:HIT:kill|stop[:RANK], found '{text}'; "

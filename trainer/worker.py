@@ -73,7 +73,6 @@ def _train(
     on.callback(checkpoints.close)
     restored = checkpoints.restore(recommender, window=window)
     progress = restored.progress if restored is not None else Progress()
-    positions: list[Position] = restored.positions if restored is not None else []
     if restored is not None:
         log.info("resumed", checkpoint=restored.directory.name, step=progress.step)
 
@@ -81,27 +80,35 @@ def _train(
     if publisher is not None:
         progress.generation = publisher.open(at_least=progress.generation)
         publisher.produced.newest_ms = progress.produced_ms_newest
-    source = KafkaSource(
-        config.kafka,
-        schema=config.schema,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        positions=positions,
-        security=security,
-    )
-    on.callback(source.close)
-    TrainingLoop(
+
+    def open_source(positions: Iterable[Position], topic_id: str) -> KafkaSource:
+        return KafkaSource(
+            config.kafka,
+            schema=config.schema,
+            batch_size=config.train.batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            positions=positions,
+            expected_topic_id=topic_id,
+            security=security,
+        )
+
+    loop = TrainingLoop(
         config=config,
         recommender=recommender,
-        source=source,
+        open_source=open_source,
+        positions=restored.positions if restored is not None else [],
         publisher=publisher,
         checkpoints=checkpoints,
         window=window,
+        ledger=ledger,
         progress=progress,
         ranks=ranks,
         paths=paths,
         stop=stop,
-    ).run()
+    )
+    on.callback(loop.close)
+    loop.run()
 
 
 def _publisher(
