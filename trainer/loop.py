@@ -113,7 +113,7 @@ class TrainingLoop:
         self._report(state="training")
         wait_s = self.config.train.batch_wait_ms / 1000
         while True:
-            batch = self.source.poll_batch(self.recommender.batch_rows, timeout_s=wait_s)
+            batch = self.source.poll_batch(wait_s, end_offsets=self._end_offsets)
             impressions = batch.impressions
             self.progress.dead_letters = sum_by_key([self.progress.dead_letters, batch.dead_letters])
             agreed = self._agree(impressions)

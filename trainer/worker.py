@@ -84,6 +84,7 @@ def _train(
     source = KafkaSource(
         config.kafka,
         schema=config.schema,
+        batch_size=config.train.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
         positions=positions,
