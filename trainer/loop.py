@@ -219,6 +219,7 @@ class TrainingLoop:
         if publisher is not None:
             publisher.advance(all_done=agreed.publish_done, any_failed=agreed.publish_failed, now_ms=now_ms())
             self.progress.generation = publisher.generation
+            self.progress.published = publisher.totals.head or self.progress.published
             if agreed.publish and publisher.phase is Phase.IDLE:
                 self._start_publish(full=False)
         if agreed.checkpoint:
@@ -240,7 +241,7 @@ class TrainingLoop:
         self._timers.checkpoint_s = time.monotonic()
         self.checkpoints.save(
             self.recommender,
-            window=self.window,
+            parts={"window": self.window},
             progress=self.progress,
             positions=list(self.source.positions()),
         )
