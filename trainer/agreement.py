@@ -18,8 +18,9 @@ from trainer.collectives import Ranks
 class Flags(NamedTuple):
     """What a rank says; and, of all ranks together, what at least one of them says."""
 
+    ready: bool
+    """Its part of a whole batch is there."""
     not_ready: bool
-    """Its part of a whole batch is not there yet."""
     not_drained: bool
     """It was not asked to drain, or has not handed out all that its partitions held then."""
     stop: bool

@@ -149,13 +149,15 @@ class TrainingLoop:
 
     def _fetch(self, *, wait_s: float) -> Fetched:
         """Agree on the next step, take this rank's part of its batch and begin to map it. Collective."""
-        source = self.source
-        ready = source.wait_ready(timeout_s=wait_s, end_offsets=self._end_offsets)
-        flags = agree_on_flags(self._flags(ready=ready), ranks=self.ranks)
-        if flags.not_ready and source.strict:
+        source, strict = self.source, self.config.kafka.order == "strict"
+        flags = self._agree_on_flags(wait_s=0.0)
+        # The strict order needs every rank's part; in the loose one, nobody waits where a rank has its own.
+        if wait_s and (flags.not_ready if strict else not flags.ready):
+            flags = self._agree_on_flags(wait_s=wait_s)
+        if strict and flags.not_ready:
             impressions = empty_impressions(self.config.schema)
         else:
-            batch = source.poll_batch(end_offsets=self._end_offsets)
+            batch = source.poll_batch(0.0, end_offsets=self._end_offsets)
             impressions = batch.impressions
             self.progress.dead_letters = sum_by_key([self.progress.dead_letters, batch.dead_letters])
         reach("after_fetch")
@@ -164,7 +166,7 @@ class TrainingLoop:
             num_impressions=len(impressions),
             event_time_s=max(event_time_s, int(impressions.event_time_ms_N.max(initial=0)) // 1000),
             produced_ms_newest=max(produced_ms, int(impressions.produced_ms_N.max(initial=0))),
-            next_ready=source.wait_ready(timeout_s=0.0, end_offsets=self._end_offsets),
+            next_ready=source.ready(end_offsets=self._end_offsets),
         )
         agreed = agree_on_batch(flags, facts, ranks=self.ranks)
         self._newest = (agreed.event_time_s, agreed.produced_ms_newest)
@@ -175,11 +177,17 @@ class TrainingLoop:
             )
         return Fetched(impressions, agreed, mapping)
 
+    def _agree_on_flags(self, *, wait_s: float) -> Flags:
+        """Collective. Args: wait_s: how long a rank may wait for its part of a batch first."""
+        ready = self.source.ready(timeout_s=wait_s, end_offsets=self._end_offsets)
+        return agree_on_flags(self._flags(ready=ready), ranks=self.ranks)
+
     def _flags(self, *, ready: bool) -> Flags:
         """What this rank has and wants."""
         publisher, timers = self.publisher, self._timers
         first = self.ranks.rank == 0
         return Flags(
+            ready=ready,
             not_ready=not ready,
             not_drained=not self._is_drained(),
             stop=self.stop.requested,
@@ -250,7 +258,7 @@ class TrainingLoop:
                 all_done=not flags.publish_unfinished, any_failed=flags.publish_failed, now_ms=now_ms()
             )
             self.progress.generation = publisher.generation
-            self.progress.published = publisher.totals.head
+            self.progress.published = publisher.totals.head or self.progress.published
             if flags.publish_due and publisher.phase is Phase.IDLE:
                 self._start_publish(full=False)
         self._saved(
@@ -295,21 +303,6 @@ class TrainingLoop:
         if committed is not None:
             self.source.commit(committed.positions)
 
-    def _save_checkpoint(self) -> None:
-        """Save the state as it is now, and wait for it. Collective.
-
-        Raises: CheckpointError if it could not be saved.
-        """
-        self._saved(self.checkpoints.finish(self._save_flags))
-        self._begin_checkpoint()
-        self._saved(self.checkpoints.finish(self._save_flags))
-
-    def _save_flags(self) -> tuple[bool, bool]:
-        """(every rank is done, some rank failed). Collective."""
-        flags = self._flags(ready=True)
-        sums = self.ranks.sum(np.array([flags.save_unfinished, flags.save_failed], np.int64))
-        return sums[0] == 0, sums[1] > 0
-
     def _finish(self, *, drained: bool) -> None:
         """End with everything saved and published. Collective.
 
@@ -317,10 +310,18 @@ class TrainingLoop:
         2. The version on its way comes to its end.
         3. A last full version: whatever the rules held back reaches serving.
         4. After a drain: predictions for the newest impressions, for replicas to be held against.
-        Raises: FreshetError if the last version could not be published.
+        Raises: CheckpointError if the state could not be saved, FreshetError if the last version could not be
+            published.
         """
         self._report(state="draining")
-        self._save_checkpoint()
+        self._saved(
+            self.checkpoints.save(
+                self.recommender,
+                parts=self._parts,
+                progress=self.progress,
+                positions=list(self.source.positions()),
+            )
+        )
         publisher = self.publisher
         published = publisher is None or self._publish_everything(publisher)
         if drained and publisher is not None and published:

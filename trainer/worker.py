@@ -68,13 +68,13 @@ def _train(
         tasks=config.schema.task_names,
         window=max(1, config.train.metrics_window // ranks.world_size),
     )
-    root = Path(config.checkpoint.directory) if config.checkpoint.directory else run_dir / "checkpoints"
+    root = config.checkpoint.directory or str(run_dir / "checkpoints")
     checkpoints = Checkpoints(root, config=config, ranks=ranks)
     on.callback(checkpoints.close)
-    restored = checkpoints.restore(recommender, window=window)
+    restored = checkpoints.restore(recommender, parts={"window": window})
     progress = restored.progress if restored is not None else Progress()
     if restored is not None:
-        log.info("resumed", checkpoint=restored.directory.name, step=progress.step)
+        log.info("resumed", checkpoint=restored.name, step=progress.step)
 
     publisher = _publisher(config, recommender=recommender, ranks=ranks, run_dir=run_dir, on=on)
     if publisher is not None:

@@ -190,12 +190,30 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
     """Where and how often the whole state is saved."""
 
     directory: str = ""
-    """Empty = <run directory>/checkpoints."""
+    """A local path or any fsspec address, `s3://bucket/run` for one; empty = <run directory>/checkpoints."""
     interval_s: int = 15
     keep: int = 3
+    """The newest so many always stay."""
+    keep_s: int = 0
+    """Older ones stay while they are younger than this, ..."""
+    keep_max: int = 100
+    """... but never more than this many altogether: the directory is bounded."""
+    lease_s: int = 0
+    """Where the store has no locks: how long after a save the directory is taken; 0 = 4 intervals."""
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "interval_s", "keep")
+        self._check_at_least(0, "keep_s", "lease_s")
+        self._check_at_least(self.keep, "keep_max")
+        if 0 < self.lease_s < 2 * self.interval_s:
+            # It is renewed by saving: one late save must not lose it.
+            raise ValueError(
+                f"lease_s must be 0 or at least twice interval_s ({self.interval_s}), found {self.lease_s}"
+            )
+
+    @property
+    def lease_used_s(self) -> int:
+        return self.lease_s or 4 * self.interval_s
 
 
 class ServingConfig(Section, frozen=True, kw_only=True):
