@@ -178,8 +178,10 @@ def _train(options: argparse.Namespace) -> int:
     _check_no_port_0("kafka.bootstrap_servers (--bootstrap-servers)", config.kafka.bootstrap_servers)
     _check_no_port_0("serving.shard_address (--shard-address)", config.serving.shard_address)
     # Only now: torch takes long to import, and a wrong address needs none of it.
+    from trainer.failpoints import arm_from_environment
     from trainer.worker import run_worker
 
+    arm_from_environment(os.environ)
     run_worker(config, run_dir=options.run_dir, security=security_from_environment(os.environ))
     return 0
 

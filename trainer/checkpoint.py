@@ -43,6 +43,7 @@ from trainer.checkpoint_files import (
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.errors import CheckpointError
+from trainer.ledger import Ledger
 from trainer.metrics import QualityWindow
 from trainer.recommender import Recommender, TableShard, policy_of
 from trainer.stream.columns import Position
@@ -89,6 +90,7 @@ class Checkpoints:
         self._ranks = ranks
         self._saved: tuple[int, list[Position]] | None = None
         self._lock = lock_directory(root) if ranks.rank == 0 else None
+        self.ledger: Ledger | None = None
 
     def close(self) -> None:
         """Let other trainers use the directory."""
@@ -154,6 +156,8 @@ class Checkpoints:
         """This rank's files: (name, content)."""
         rank = self._ranks.rank
         state: Arrays = {f"window/{name}": column for name, column in window.columns().items()}
+        if self.ledger is not None:
+            state |= {f"ledger/{name}": column for name, column in self.ledger.columns().items()}
         files = []
         for table, shard in recommender.shards.items():
             state |= {f"ids/{table}/{name}": column for name, column in shard.ids.state().items()}
@@ -205,6 +209,16 @@ class Checkpoints:
                 ],
                 exactly=same_layout,
             )
+            if self.ledger is not None:
+                states = [
+                    decode_tensors(read(f"rank{rank}.safetensors"), where="ledger")[0]
+                    for rank in range(manifest.world_size)
+                ]
+                self.ledger.restore(
+                    [_under(state, "ledger/") for state in states],
+                    rank=self._ranks.rank,
+                    world_size=self._ranks.world_size,
+                )
         except (BlobError, KeyError, ValueError) as error:
             raise CheckpointError(f"{directory}: {error}") from error
         self._ranks.barrier()

@@ -19,6 +19,8 @@ from trainer.checkpoint import Checkpoints, Progress
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.errors import FreshetError
+from trainer.failpoints import reach
+from trainer.ledger import Ledger
 from trainer.metrics import QualityWindow
 from trainer.publisher import Phase, Publisher
 from trainer.recommender import Recommender
@@ -93,6 +95,8 @@ class TrainingLoop:
     publisher: Publisher | None
     checkpoints: Checkpoints
     window: QualityWindow
+    ledger: Ledger | None = None
+    """Counts every impression applied, in a run that is checked."""
     progress: Progress
     ranks: Ranks
     paths: LoopPaths
@@ -114,6 +118,7 @@ class TrainingLoop:
         wait_s = self.config.train.batch_wait_ms / 1000
         while True:
             batch = self.source.poll_batch(self.recommender.batch_rows, timeout_s=wait_s)
+            reach("after_fetch")
             impressions = batch.impressions
             self.progress.dead_letters = sum_by_key([self.progress.dead_letters, batch.dead_letters])
             agreed = self._agree(impressions)
@@ -199,6 +204,9 @@ class TrainingLoop:
             domain_N=impressions.domain_N,
             users_N=impressions.user_ids_N,
         )
+        if self.ledger is not None:
+            self.ledger.add(impressions.request_ids_N)
+        reach("after_step")
         progress.step += 1
         progress.impressions_trained += agreed.num_impressions
         self._reporter.count_step(agreed.num_impressions, ended_s=time.monotonic(), started_s=started_s)

@@ -25,6 +25,7 @@ from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.config.config import TableConfig
 from trainer.errors import ConfigError
+from trainer.failpoints import reach
 from trainer.features import KeyMaker, TableKeys
 from trainer.id_routing import IdRouter
 from trainer.model import PEPNet, multi_task_loss
@@ -130,12 +131,14 @@ class Recommender:
             slots_parts.append(slots_L)
             lengths_parts.append(lengths_FB)
             batches.append((shard, routed.owned.batch))
+        reach("after_map")
         embedding_BE = self.embeddings(np.concatenate(slots_parts), np.concatenate(lengths_parts))
         logits_BT = self.dense(embedding_BE)
         labels_BT, known_BT = self._labels(impressions)
         loss = multi_task_loss(logits_BT, labels_BT=labels_BT, known_BT=known_BT, weight_T=self._weight_T)
         self.dense_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        reach("after_backward")
         self._ranks.sum_gradients(list(self.dense.parameters()))
         self.dense_optimizer.step()
         for shard, batch in batches:

@@ -15,6 +15,7 @@ from param_server.client import ParamServerClient
 from trainer.checkpoint import Checkpoints, Progress
 from trainer.collectives import Ranks, start_ranks
 from trainer.config import Config
+from trainer.ledger import Ledger
 from trainer.loop import LoopPaths, StopSwitch, TrainingLoop
 from trainer.metrics import QualityWindow
 from trainer.publisher import Publisher
@@ -71,6 +72,8 @@ def _train(
     root = Path(config.checkpoint.directory) if config.checkpoint.directory else run_dir / "checkpoints"
     checkpoints = Checkpoints(root, config=config, ranks=ranks)
     on.callback(checkpoints.close)
+    ledger = Ledger() if config.train.ledger else None
+    checkpoints.ledger = ledger
     restored = checkpoints.restore(recommender, window=window)
     progress = restored.progress if restored is not None else Progress()
     positions: list[Position] = restored.positions if restored is not None else []
@@ -97,6 +100,7 @@ def _train(
         publisher=publisher,
         checkpoints=checkpoints,
         window=window,
+        ledger=ledger,
         progress=progress,
         ranks=ranks,
         paths=paths,
