@@ -2,7 +2,7 @@
 
 `reach("after_map")` does nothing but look at a global unless the environment armed that name:
 
-    FRESHET_FAILPOINT=NAME:HIT:ACTION      at the HIT-th time (from 1); ACTION is kill (SIGKILL) or stop (SIGSTOP)
+    FRESHET_FAILPOINT=NAME:HIT:ACTION      at the HIT-th time (from 1); ACTION: kill (SIGKILL), stop (SIGSTOP)
     FRESHET_FAILPOINT_LOG=FILE             one line a firing, durable before the signal: NAME:HIT
 
 With several ranks the variable RANK chooses one: NAME:HIT:ACTION:RANK. Only __main__ reads the environment.
