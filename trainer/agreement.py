@@ -74,7 +74,7 @@ class Agreement:
 
 def agree_on_flags(mine: Flags, *, ranks: Ranks) -> Flags:
     """Collective."""
-    return Flags(*(bool(said) for said in ranks.gather(np.array(mine, np.int64)).any(axis=0)))
+    return Flags(*(said > 0 for said in ranks.gather(np.array(mine, np.int64)).max(axis=0).tolist()))
 
 
 def agree_on_batch(flags: Flags, mine: BatchFacts, *, ranks: Ranks) -> Agreement:

@@ -2,8 +2,8 @@
 
 Ranks decide everything together (agreement.py), so that stopping, checkpointing and the phases of publishing
 happen at the same step everywhere. While a batch is learned, one other thread maps the ids of the next one,
-unless something is due in between: publishing, saving and reporting find no batch mapped ahead. The loop reads
-the clocks; everything below it takes the time as an argument.
+unless something is due in between: publishing, saving and reporting find no batch mapped ahead. The loop
+reads the clocks; everything below it takes the time as an argument.
 """
 
 from __future__ import annotations
@@ -95,6 +95,9 @@ class TrainingLoop:
     checkpoints: Checkpoints
     window: QualityWindow
     ledger: Ledger | None
+    """Counts every impression applied, in a run that is checked."""
+    parts: dict[str, StatePart]
+    """What a checkpoint holds beside the recommender: the window, and the ledger."""
     progress: Progress
     ranks: Ranks
     paths: LoopPaths
@@ -109,9 +112,6 @@ class TrainingLoop:
 
     def __post_init__(self) -> None:
         self._reporter = StatusReporter(self.config, ranks=self.ranks)
-        self._parts: dict[str, StatePart] = {"window": self.window}
-        if self.ledger is not None:
-            self._parts["ledger"] = self.ledger
         self._newest = (self.progress.event_time_s, self.progress.produced_ms_newest)
         self._mapper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="map")
         self.source = self._open_source(self.positions)
@@ -207,7 +207,7 @@ class TrainingLoop:
         )
 
     def _something_is_due(self, agreed: Agreement) -> bool:
-        """After this step the state is looked at, or flags are exchanged anew: nothing may be mapped ahead."""
+        """After this step the state is looked at, or a phase ends: nothing may be mapped ahead."""
         flags, publisher = agreed.flags, self.publisher
         return (
             agreed.ends
@@ -293,7 +293,7 @@ class TrainingLoop:
         self._timers.checkpoint_s = time.monotonic()
         self.checkpoints.begin(
             self.recommender,
-            parts=self._parts,
+            parts=self.parts,
             progress=self.progress,
             positions=list(self.source.positions()),
         )
@@ -317,7 +317,7 @@ class TrainingLoop:
         self._saved(
             self.checkpoints.save(
                 self.recommender,
-                parts=self._parts,
+                parts=self.parts,
                 progress=self.progress,
                 positions=list(self.source.positions()),
             )

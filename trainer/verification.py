@@ -33,7 +33,7 @@ class RecentImpressions:
             self._parts.popleft()
 
     def pieces(self, num_rows: int, *, schema: SchemaConfig) -> list[Impressions]:
-        """The newest VERIFY_IMPRESSIONS, num_rows a piece; as many pieces on every rank, some of them empty."""
+        """The newest VERIFY_IMPRESSIONS, num_rows a piece; as many pieces on every rank, some empty."""
         empty = empty_impressions(schema)
         joined = concat_impressions(list(self._parts)) if self._parts else empty
         return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 
 from param_server.client import ParamServerClient
-from trainer.checkpoint import Checkpoints, Progress
+from trainer.checkpoint import Checkpoints, Progress, StatePart
 from trainer.collectives import Ranks, start_ranks
 from trainer.config import Config
+from trainer.ledger import Ledger
 from trainer.loop import LoopPaths, StopSwitch, TrainingLoop
 from trainer.metrics import QualityWindow
 from trainer.publisher import Publisher
@@ -71,7 +72,11 @@ def _train(
     root = config.checkpoint.directory or str(run_dir / "checkpoints")
     checkpoints = Checkpoints(root, config=config, ranks=ranks)
     on.callback(checkpoints.close)
-    restored = checkpoints.restore(recommender, parts={"window": window})
+    parts: dict[str, StatePart] = {"window": window}
+    ledger = Ledger() if config.train.ledger else None
+    if ledger is not None:
+        parts["ledger"] = ledger
+    restored = checkpoints.restore(recommender, parts=parts)
     progress = restored.progress if restored is not None else Progress()
     if restored is not None:
         log.info("resumed", checkpoint=restored.name, step=progress.step)
@@ -102,6 +107,7 @@ def _train(
         checkpoints=checkpoints,
         window=window,
         ledger=ledger,
+        parts=parts,
         progress=progress,
         ranks=ranks,
         paths=paths,

@@ -28,7 +28,7 @@ def main(config_path: str, checkpoint_dir: str, num_batches: str) -> None:
     ranks = start_ranks()
     assert ranks.gather_bytes(bytes([ranks.rank]) * (ranks.rank * 5)) == [b"", b"\1" * 5]
     assert ranks.sum(np.array([1, ranks.rank])).tolist() == [2, 1]
-    assert ranks.max(np.array([-5, ranks.rank])).tolist() == [-5, 1]
+    assert ranks.gather(np.array([-5, ranks.rank])).tolist() == [[-5, 0], [-5, 1]]
 
     recommender = Recommender(config, ranks=ranks)
     stream = SyntheticStream(config).batches(config.train.batch_size)

@@ -50,6 +50,8 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     generation: int
     published: str
     """The newest version that was acknowledged when the state was copied; empty = none."""
+    topic_id: str
+    """The id that the broker gave the topic of the positions; empty where it gives none."""
     world_size: int
     """0 = imported: no rank's state beside the rows."""
     schema_hash: str

@@ -23,6 +23,8 @@ class Progress(msgspec.Struct, kw_only=True):
     produced_ms_newest: int = 0
     """When the newest impression trained entered the stream."""
     dead_letters: dict[str, int] = {}
+    topic_id: str = ""
+    """The id that the broker gave the topic of the positions; empty where it gives none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ def manifest_of(
         created_ms=created_ms,
         generation=progress.generation,
         published=progress.published,
+        topic_id=progress.topic_id,
         world_size=len(parts),
         schema_hash=config.schema.hash(),
         config_hash=config.hash(),
@@ -92,6 +95,7 @@ def progress_of(manifest: CheckpointManifest, *, rank: int) -> Progress:
         step=manifest.step,
         generation=manifest.generation,
         published=manifest.published,
+        topic_id=manifest.topic_id,
         impressions_trained=manifest.counters["impressions_trained"],
         event_time_s=manifest.counters["event_time_s"],
         produced_ms_newest=manifest.counters["produced_ms_newest"],

@@ -112,6 +112,8 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     num_threads: int = 1
     metrics_window: int = 50_000
     """Newest impressions of each domain that AUC and GAUC look at, over all ranks."""
+    ledger: bool = False
+    """Count how often each impression was applied, for checking: up to 36 bytes each, for the whole run."""
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "batch_size", "batch_wait_ms", "num_threads", "metrics_window")
