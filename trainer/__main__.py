@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 from msgspec.structs import replace
 
+from feature_eviction import FeatureEvictionError
 from param_server.client import ParamServerError
 from trainer.config import Config, load_config, preset, to_toml
 from trainer.errors import ConfigError, FreshetError
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = options.command
         code: int = command(options)
         return code
-    except (FreshetError, ParamServerError) as error:
+    except (FreshetError, ParamServerError, FeatureEvictionError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except OSError as error:
@@ -100,14 +101,16 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text}")
-    return value
+    return int(text)
 
 
 def _positive_seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 1e9:
         raise argparse.ArgumentTypeError(f"expected seconds above 0, found {text}")
     return value
