@@ -121,11 +121,10 @@ class KafkaBroker:
         return self.given_servers or f"127.0.0.1:{self.port}"
 
     def options(self) -> dict[str, Any]:
-        """For every kafka-python client; security as FRESHET_KAFKA_* say."""
-        from trainer.stream.broker import connect_options, security_from_environment
+        """For every kafka-python client."""
+        from trainer.stream.broker import Security, connect_options
 
-        security = security_from_environment(os.environ)
-        return connect_options(self.bootstrap_servers, security=security, timeout_s=30)
+        return connect_options(self.bootstrap_servers, security=Security(), timeout_s=30)
 
     def new_name(self) -> str:
         """A name that no topic has; topics of that name, or beginning with it, leave with the session."""

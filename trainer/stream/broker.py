@@ -137,8 +137,7 @@ def ensure_topic(
     Args: may_create: False where positions in the topic exist already: a new topic would not be theirs.
     Raises: StreamError if the topic is missing and could not be created, or must not be.
     """
-    # Asking must not create it, with a number of partitions that nobody chose.
-    consumer = KafkaConsumer(**options, enable_auto_commit=False, allow_auto_create_topics=False)
+    consumer = KafkaConsumer(**options, enable_auto_commit=False)
     try:
         partitions = consumer.partitions_for_topic(topic)
         if partitions:

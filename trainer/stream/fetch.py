@@ -97,7 +97,7 @@ class FetchThread(threading.Thread):
         except FreshetError as error:
             self._fail(error)
         except KafkaError as error:
-            self._fail(StreamError(f"topic '{self._kafka.topic}': {error}"))
+            self._fail(self._explained(error))
         except Exception as error:
             self._fail(StreamError(f"topic '{self._kafka.topic}': the fetch thread failed: {error!r}"))
             raise
@@ -189,10 +189,6 @@ class FetchThread(threading.Thread):
         try:
             timeout_ms = POLL_BUSY_MS if full else POLL_IDLE_MS
             polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=POLL_RECORDS)
-        except OffsetOutOfRangeError as error:
-            raise self._out_of_range(error) from error
-        except LogTruncationError as error:
-            raise StreamError(truncated_text(self._kafka.topic, str(error))) from error
         except KafkaError as error:
             if not error.retriable:
                 raise
@@ -265,15 +261,21 @@ class FetchThread(threading.Thread):
         )
         return entry, True
 
-    def _out_of_range(self, error: OffsetOutOfRangeError) -> StreamError:
-        # Where the client has heard already that the topic is another one, that is the better answer.
-        self._watch.look(time.monotonic())
-        asked: Mapping[TopicPartition, int] = error.args[0] if error.args else {}
-        asked = asked if isinstance(asked, Mapping) else {}
-        where = ", ".join(
-            f"partition {tp.partition} at Kafka offset {offset}" for tp, offset in asked.items()
-        )
-        return StreamError(out_of_range_text(self._kafka.topic, where or str(error)))
+    def _explained(self, error: KafkaError) -> FreshetError:
+        """What an operator can do about an error that the client does not get over by itself."""
+        try:
+            # The client may know already that the topic is another one, which then is the cause of the rest.
+            self._watch.look(time.monotonic())
+        except StreamError as cause:
+            return cause
+        topic = self._kafka.topic
+        if isinstance(error, OffsetOutOfRangeError):
+            asked = error.args[0] if error.args and isinstance(error.args[0], Mapping) else {}
+            places = [f"partition {tp.partition} at Kafka offset {offset}" for tp, offset in asked.items()]
+            return StreamError(out_of_range_text(topic, ", ".join(places) or str(error)))
+        if isinstance(error, LogTruncationError):
+            return StreamError(truncated_text(topic, str(error)))
+        return StreamError(f"topic '{topic}': {error}")
 
 
 def out_of_range_text(topic: str, where: str) -> str:

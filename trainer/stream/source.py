@@ -255,8 +255,6 @@ def _consumer(kafka: KafkaConfig, options: Mapping[str, Any]) -> KafkaConsumer:
         max_partition_fetch_bytes=kafka.record_bytes_max,
         fetch_max_wait_ms=100,
         metadata_max_age_ms=int(METADATA_AGE_S * 1_000),
-        # Else this reader itself would make a deleted topic anew.
-        allow_auto_create_topics=False,
     )
 
 

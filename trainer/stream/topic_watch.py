@@ -71,6 +71,9 @@ def watch_topic(consumer: KafkaConsumer, topic: str, *, num_partitions: int) -> 
     Raises: StreamError if they do not come.
     """
     cluster: Any = consumer._cluster
+    # Else this reader itself would make a deleted topic anew. kafka-python 3.0.12 takes the setting as an
+    # argument of the consumer, but does not pass it on to here.
+    cluster.config["allow_auto_create_topics"] = False
     cluster.add_topic(topic)
     deadline_s = time.monotonic() + METADATA_WAIT_S
     while not cluster.partitions_for_topic(topic):

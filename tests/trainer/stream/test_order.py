@@ -318,3 +318,29 @@ def test_a_strict_share_fits_however_small_the_prefetch_and_however_bad_the_rows
     assert taken.num == 4
     assert taken.dead_letters == {"not_decodable": 1_000}
     assert buffer.positions() == (Position("t", 0, 1_004, 0),)
+
+
+@pytest.mark.parametrize("order_name", ["strict", "loose"])
+def test_a_drain_hands_out_nothing_beyond_its_ends(order_name, schema, all_impressions):
+    """Also where more is there, and for a partition that was made after the drain began."""
+    log = [[Record((0, 1), (), 0), Record((2, 3), (), 1)], [Record((4, 5), (), 2)], [Record((6,), (), 3)]]
+    order = make_order(order_name, batch_size=6, num_partitions=3, rank=0, world_size=1)
+    feed = Feed(
+        log,
+        rank=0,
+        world_size=1,
+        positions={},
+        room=10,
+        least_room=order.least_room,
+        schema=schema,
+        all_impressions=all_impressions,
+    )
+    for partition in (0, 0, 1, 2):
+        feed.add(partition)
+    taken, ends = Taken(), {0: 1, 1: 1}
+    assert order.ready(feed.buffer, ends)
+    assert order.take(feed.buffer, taken, ends)
+    assert [i for part in taken.parts for i in part.request_ids_N.tolist()] == [0, 1, 4, 5]
+    rest = Taken()
+    assert order.take(feed.buffer, rest, ends), "a drained rank waits for nothing"
+    assert rest.num == 0
