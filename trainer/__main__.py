@@ -1,4 +1,4 @@
-"""The command line: `python -m trainer {run,train,produce,broker,config}`."""
+"""The command line: `python -m trainer {run,train,produce,broker,config,checkpoints}`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import structlog
 from msgspec.structs import replace
 
 from param_server.client import ParamServerError
+from trainer.checkpoint_commands import add_commands
 from trainer.config import Config, load_config, preset, to_toml
 from trainer.errors import ConfigError, FreshetError
 from trainer.stream.broker import security_from_environment
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="print a preset as TOML")
     config.add_argument("--preset", default="quickstart")
     config.set_defaults(command=_config)
+
+    add_commands(commands)
     return parser
 
 

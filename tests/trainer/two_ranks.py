@@ -9,17 +9,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 
 from trainer.checkpoint import Checkpoints, Progress
+from trainer.checkpoint.store import LocalStore
 from trainer.collectives import start_ranks
 from trainer.config import load_config
 from trainer.data.synthetic import SyntheticStream
+from trainer.errors import CheckpointError, StoreError
 from trainer.metrics import QualityWindow
 from trainer.recommender import Recommender
 from trainer.stream.columns import Position
 from trainer.stream.slicing import slice_impressions
+
+
+def no_space(store: LocalStore, name: str, data: bytes, *, inside: str = "") -> None:
+    raise StoreError(f"{name}: no space at rank 1")
 
 
 def main(config_path: str, checkpoint_dir: str, num_batches: str) -> None:
@@ -46,6 +53,13 @@ def main(config_path: str, checkpoint_dir: str, num_batches: str) -> None:
 
     window = QualityWindow(domains=config.schema.domains, tasks=config.schema.task_names, window=100)
     checkpoints = Checkpoints(checkpoint_dir, config=config, ranks=ranks)
+    write = LocalStore.write
+    if ranks.rank == 1:
+        LocalStore.write = no_space  # type: ignore[method-assign]
+    # Every rank learns what happened on one.
+    with pytest.raises(CheckpointError, match="no space at rank 1"):
+        checkpoints.save(recommender, parts={"window": window}, progress=Progress(step=1), positions=[])
+    LocalStore.write = write  # type: ignore[method-assign]
     committed = checkpoints.save(
         recommender,
         parts={"window": window},
