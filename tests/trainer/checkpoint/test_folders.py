@@ -141,6 +141,12 @@ def test_leftovers_go_and_damaged_ones_are_bounded(store: Store) -> None:
     assert [name[-6:] for name in listing.set_aside] == ["000004", "000005", "000006"]
 
 
+def test_checkpoint_of_another_build_is_not_overlooked(store: Store) -> None:
+    store.write("step-000000000007/manifest.json", b"{}")
+    with pytest.raises(CheckpointError, match="step-000000000007: is not a name that this build gives"):
+        list_folders(store)
+
+
 def test_half_deleted_checkpoint_is_unfinished_not_damaged(store: Store) -> None:
     """Deletion takes the manifest first."""
     removed: list[str] = []
