@@ -1,4 +1,4 @@
-"""The command line: `python -m trainer {run,train,produce,broker,config}`."""
+"""The command line: `python -m trainer {run,train,produce,broker,config,checkpoints}`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from feature_eviction import FeatureEvictionError
 from param_server.client import ParamServerError
+from trainer.checkpoint_commands import add_commands
 from trainer.config import Config, load_config, preset, to_toml
 from trainer.errors import ConfigError, FreshetError
 from trainer.failpoints import arm_from_environment
@@ -79,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="print a preset as TOML")
     config.add_argument("--preset", default="quickstart")
     config.set_defaults(command=_config)
+
+    add_commands(commands)
     return parser
 
 

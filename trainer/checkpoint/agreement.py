@@ -23,13 +23,13 @@ def gather_faults(ranks: Ranks, fault: Fault) -> list[Fault]:
     return [msgspec.json.decode(data, type=Fault) for data in ranks.gather_bytes(msgspec.json.encode(fault))]
 
 
-def agree_on(ranks: Ranks, fault: Fault, *, error: type[CheckpointError] = CheckpointError) -> list[str]:
+def agree_on(ranks: Ranks, fault: Fault) -> list[str]:
     """The reasons of all ranks. Collective.
 
-    Raises: `error`, on every rank, if one of them ends the run.
+    Raises: CheckpointError, on every rank, if one of them ends the run.
     """
     faults = gather_faults(ranks, fault)
     for one in faults:
         if one.ends_run:
-            raise error(one.reason)
+            raise CheckpointError(one.reason)
     return [one.reason for one in faults if one.reason]

@@ -66,12 +66,18 @@ class Listing(NamedTuple):
 
 
 def list_folders(store: Store) -> Listing:
+    """Raises: CheckpointError for a folder that another build must have made: it is not to be overlooked."""
     listing = Listing([], [], [])
     for name in store.names():
         folder = parse_folder(name)
         if name.startswith(DAMAGED_PREFIX):
             listing.set_aside.append(name)
         if folder is None:
+            if name.startswith("step-"):
+                raise CheckpointError(
+                    f"{store.root}/{name}: is not a name that this build gives; another one made it. Move it "
+                    "away, or use another checkpoint directory"
+                )
             continue
         files = store.names(name)
         if DAMAGED in files:

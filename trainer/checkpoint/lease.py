@@ -134,7 +134,7 @@ def _refuse_if_held(store: Store, generation: int, *, now_ms: int) -> None:
     raise CheckpointError(
         f"{store.root}: another trainer uses this checkpoint directory: {record.holder}, lease "
         f"{record.generation}, renewed {age_s:.0f} s ago. Stop it or choose another directory; if it is "
-        f"dead, a start in {record.lease_s - age_s:.0f} s takes the lease over"
+        f"dead, a start in {record.lease_s - age_s:.0f} s takes it over"
     )
 
 

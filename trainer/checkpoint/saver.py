@@ -200,7 +200,7 @@ class Checkpoints:
         """Move to the next phase if every rank can. Collective: all ranks pass the same flags.
 
         Returns: the checkpoint, once it is durable.
-        Raises: LeaseLostError, on every rank, if another run has taken the directory over.
+        Raises: LeaseLostError if another run has taken the directory over; CheckpointError on other ranks.
         """
         if self.phase is SavePhase.IDLE or not all_done:
             return None
@@ -286,18 +286,16 @@ class Checkpoints:
         """A rank could not do its part: the save is given up and what it wrote removed, where possible."""
         way, error = self._on_its_way, self._job.exception() if self._job is not None else None
         assert way is not None
-        fault = Fault()
-        if error is not None:
-            # What is not a CheckpointError is a fault of this program, and no reason to go on.
-            ours = isinstance(error, CheckpointError) and not isinstance(error, LeaseLostError)
-            fault = Fault(str(error) or type(error).__name__, ends_run=not ours)
         self._job = self._on_its_way = None
         self.phase = SavePhase.IDLE
         self.totals.failed += 1
-        if error is not None and not isinstance(error, CheckpointError):
+        fault = Fault(str(error) or type(error).__name__ if error is not None else "")
+        if isinstance(error, LeaseLostError) or not isinstance(error, CheckpointError | None):
+            # Another run has taken over, or it is a fault of this program: no reason to go on.
+            fault.ends_run = True
             gather_faults(self._ranks, fault)
             raise error
-        self.totals.last_failure = "; ".join(agree_on(self._ranks, fault, error=LeaseLostError))
+        self.totals.last_failure = "; ".join(agree_on(self._ranks, fault))
         if self._ranks.rank == 0:
             log.warning(
                 "checkpoint not saved; older ones stay, the next interval tries again",

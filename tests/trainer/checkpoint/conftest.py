@@ -66,7 +66,7 @@ class Run:
         assert torch.equal(mine.rows.state_C[slots_N], theirs.rows.state_C[rows.slots_N])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run(ranks: Ranks) -> Callable[[Config], Run]:
     def make(config: Config) -> Run:
         return Run(config, ranks)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
@@ -421,7 +420,7 @@ def test_idle_run_keeps_its_lease_by_saves_that_write_nothing(
         first.save(run.recommender, parts=run.parts, progress=make_progress(1), positions=[])
         first._writer.submit(lambda: None).result()
         clock_ms[0] += lease_ms - 1000
-        with pytest.raises(CheckpointError, match=r"renewed \d+ s ago.*a start in 1 s takes the lease over"):
+        with pytest.raises(CheckpointError, match=r"renewed \d+ s ago.*a start in 1 s takes it over"):
             open_at(root)
     clock_ms[0] += 1000
     second = open_at(root)
