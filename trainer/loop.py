@@ -21,7 +21,7 @@ from trainer.agreement import Agreement, BatchFacts, Flags, agree_on_batch, agre
 from trainer.checkpoint import Checkpoints, Committed, Progress, SavePhase, StatePart
 from trainer.collectives import Ranks
 from trainer.config import Config
-from trainer.errors import FreshetError
+from trainer.errors import FreshetError, StreamError
 from trainer.failpoints import reach
 from trainer.ledger import Ledger
 from trainer.metrics import QualityWindow
@@ -29,6 +29,7 @@ from trainer.publisher import Phase, Publisher
 from trainer.recommender import MappedBatch, Recommender
 from trainer.run.status import RunState, write_status
 from trainer.status_report import StatusReporter, sum_by_key
+from trainer.stop_report import report_stop
 from trainer.stream.columns import Impressions, Position
 from trainer.stream.slicing import empty_impressions
 from trainer.stream.source import KafkaSource
@@ -37,6 +38,8 @@ from trainer.verification import RecentImpressions, write_verification
 log = structlog.get_logger()
 
 STATUS_INTERVAL_S = 0.5
+SOURCE_ATTEMPTS_MAX = 20
+SOURCE_RETRY_S = 0.5
 
 
 def now_ms() -> int:
@@ -93,6 +96,8 @@ class TrainingLoop:
     positions: list[Position]
     publisher: Publisher | None
     checkpoints: Checkpoints
+    newest_checkpoint: str
+    """The one that the run goes on from; empty = it begins."""
     window: QualityWindow
     ledger: Ledger | None
     """Counts every impression applied, in a run that is checked."""
@@ -117,9 +122,21 @@ class TrainingLoop:
         self.source = self._open_source(self.positions)
 
     def _open_source(self, positions: Iterable[Position]) -> KafkaSource:
-        source = self.open_source(positions, self.progress.topic_id)
-        self.progress.topic_id = source.topic_id
-        return source
+        """Collective. Raises: StreamError if the ranks do not see one topic with equally many partitions."""
+        positions = tuple(positions)
+        for _ in range(SOURCE_ATTEMPTS_MAX):
+            source = self.open_source(positions, self.progress.topic_id)
+            seen_R = self.ranks.gather(np.array([source.num_partitions], np.int64))[:, 0]
+            if seen_R.min() == seen_R.max():
+                self.progress.topic_id = source.topic_id
+                return source
+            # The topic is growing right now: some brokers know it already, others not.
+            source.close()
+            time.sleep(SOURCE_RETRY_S)
+        raise StreamError(
+            f"topic '{self.config.kafka.topic}': ranks see {seen_R.tolist()} partitions; the brokers do not "
+            "agree. Wait until they do and start again"
+        )
 
     def close(self) -> None:
         """Let go of the broker and the mapping thread."""
@@ -128,6 +145,24 @@ class TrainingLoop:
 
     def run(self) -> None:
         """Train until the stream is drained or a stop is asked for; then publish, save and report."""
+        try:
+            self._run()
+        except BaseException as error:
+            # What was read is ahead of what was trained: only the checkpoint tells where to go on.
+            self._say_stop(f"{type(error).__name__}: {error}", positions=())
+            raise
+        reason = "a stop was asked for" if self.stop.requested else "the stream is drained"
+        self._say_stop(reason, positions=self.source.positions())
+
+    def _say_stop(self, reason: str, *, positions: Iterable[Position]) -> None:
+        report_stop(
+            reason,
+            progress=self.progress,
+            positions=positions,
+            checkpoint=self.newest_checkpoint,
+        )
+
+    def _run(self) -> None:
         if self.publisher is not None:
             self._start_publish(full=True)
         self._report(state="training")
@@ -301,6 +336,7 @@ class TrainingLoop:
     def _saved(self, committed: Committed | None) -> None:
         """Only now may a reader of the group's offsets believe that these impressions are safe."""
         if committed is not None:
+            self.newest_checkpoint = committed.name
             self.source.commit(committed.positions)
 
     def _finish(self, *, drained: bool) -> None:
@@ -333,13 +369,6 @@ class TrainingLoop:
                 path=self.paths.verification if self.ranks.rank == 0 else None,
             )
         self._report(state="stopped")
-        log.info(
-            "stopped",
-            step=self.progress.step,
-            impressions_trained=self.progress.impressions_trained,
-            drained=drained,
-            go_on="start again with the same run directory",
-        )
         if not published:
             raise FreshetError(
                 "the last version could not be published, so serving does not hold all that was trained. "

@@ -105,6 +105,7 @@ def _train(
         positions=restored.positions if restored is not None else [],
         publisher=publisher,
         checkpoints=checkpoints,
+        newest_checkpoint=restored.name if restored is not None else "",
         window=window,
         ledger=ledger,
         parts=parts,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from param_server.client import RulesConfig
 from trainer.config.config import (
     Config,
-    KafkaConfig,
     PublishConfig,
     TableConfig,
     TrainConfig,
@@ -60,8 +59,6 @@ def quickstart() -> Config:
         ),
         tables=(TableConfig(dim=dim, bytes_limit=4 << 20),),
         train=TrainConfig(batch_size=256),
-        # The producer sends its records to the partitions in turn, so none is ever idle.
-        kafka=KafkaConfig(order="strict"),
         publish=PublishConfig(rules=RulesConfig(update_limit=20, update_limit_window_s=20)),
     )
 
