@@ -3,7 +3,7 @@
     python -m tests.chaos --kills 40 --seed 1
     python -m tests.chaos --seed 1 --scenario 'failpoints-serving#13' --keep DIR     replay one scenario
 
-Real processes are killed, stopped, starved of disk and given damaged checkpoints until N SIGKILLs have struck.
+Real processes are killed, stopped, starved of disk and given damaged checkpoints until N SIGKILLs struck.
 After every scenario: each impression was applied exactly once; the final checkpoint equals that of a run to
 which nothing happened, bit for bit; shard and replicas hold what the trainer holds. Exit code 1 otherwise.
 """

@@ -34,10 +34,11 @@ class Report:
         self.outcomes.append(outcome)
         plan = outcome.plan
         sizes = {life.world_size for life in plan.lives} | {plan.last_world_size}
+        ranks = "/".join(map(str, sorted(sizes)))
         verdict = "ok" if not outcome.findings else "DIFFERS"
         lives = ", ".join([*map(str, plan.lives), *outcome.damages])
         say(
-            f"[{self.num_kills:4d}/{self.kills_wanted}] {plan.name:22s} ranks {'/'.join(map(str, sorted(sizes)))}  "
+            f"[{self.num_kills:4d}/{self.kills_wanted}] {plan.name:22s} ranks {ranks}  "
             f"{verdict:8s}{outcome.seconds:6.1f} s  {lives}"
         )
         for finding in outcome.findings:

@@ -122,7 +122,7 @@ def parse_name(name: str) -> tuple[str, int]:
     Raises: ValueError if there is no such family.
     """
     family, _, number = name.partition("#")
-    if family not in FAMILIES or not (number.isdigit() or not number):
+    if family not in FAMILIES or not (number.isdigit() or name == family):
         raise ValueError(f"no scenario '{name}'; families: {', '.join(FAMILIES)} (with #number to replay)")
     if number:
         return family, int(number)

@@ -21,8 +21,8 @@ RELATIVE_DIFF_MAX = 1e-5
 ASK_AT_ONCE = 4_096
 
 SAME_BATCHES_FOR_ALL_RANKS = "order" in KafkaConfig.__struct_fields__
-"""Whether a batch holds the same impressions for any number of ranks. Where not, a run that changes its number
-of ranks learns from other batches, and only its ledger can be held against anything."""
+"""Whether a batch holds the same impressions for any number of ranks. Where not, a run that changes its
+number of ranks learns from other batches, and only its ledger can be held against anything."""
 
 
 def judge(run: Run, *, ground: Ground, references: dict[int, state.State]) -> checks.Findings:
