@@ -158,6 +158,11 @@ class IdTable:
         return int(self._table.cursors[NUM_ROWS_HELD])
 
     @property
+    def newest_batch(self) -> int:
+        """The number of the last map call; 0 before the first."""
+        return self._batch
+
+    @property
     def bytes_used(self) -> int:
         """Equal to table_bytes(num_slots, policy=policy), at every moment."""
         return bytes_of(self._table)

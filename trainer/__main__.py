@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from param_server.client import ParamServerError
 from trainer.config import Config, load_config, preset, to_toml
 from trainer.errors import ConfigError, FreshetError
+from trainer.failpoints import arm_from_environment
 from trainer.stream.broker import security_from_environment
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
+        arm_from_environment(os.environ)
         command = options.command
         code: int = command(options)
         return code
@@ -178,10 +180,8 @@ def _train(options: argparse.Namespace) -> int:
     _check_no_port_0("kafka.bootstrap_servers (--bootstrap-servers)", config.kafka.bootstrap_servers)
     _check_no_port_0("serving.shard_address (--shard-address)", config.serving.shard_address)
     # Only now: torch takes long to import, and a wrong address needs none of it.
-    from trainer.failpoints import arm_from_environment
     from trainer.worker import run_worker
 
-    arm_from_environment(os.environ)
     run_worker(config, run_dir=options.run_dir, security=security_from_environment(os.environ))
     return 0
 

@@ -20,22 +20,35 @@ from trainer.errors import ConfigError
 class Ranks:
     """The process group of a run; one rank is the same code with nobody to talk to."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, group: dist.ProcessGroup | None = None) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.device = device
         """Where this rank's tables and dense model live."""
+        self._group = group
+
+    def for_another_thread(self) -> Ranks:
+        """The same ranks over connections of their own: two threads may not share one order of calls.
+
+        Collective.
+        """
+        if self.world_size == 1:
+            return self
+        return Ranks(self.device, group=dist.new_group(backend="gloo"))
+
+    def gather(self, values_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Everybody's values int64 [R, N], by rank."""
+        mine_N = torch.from_numpy(np.array(values_N, np.int64))
+        if self.world_size == 1:
+            return mine_N.numpy()[np.newaxis]
+        every_R = [torch.empty_like(mine_N) for _ in range(self.world_size)]
+        dist.all_gather(every_R, mine_N, group=self._group)
+        return torch.stack(every_R).numpy()
 
     def sum(self, values_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return self._reduce(values_N, dist.ReduceOp.SUM)
-
-    def max(self, values_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return self._reduce(values_N, dist.ReduceOp.MAX)
-
-    def _reduce(self, values_N: npt.NDArray[np.int64], op: dist.ReduceOp.RedOpType) -> npt.NDArray[np.int64]:
         tensor_N = torch.from_numpy(np.array(values_N, np.int64))
         if self.world_size > 1:
-            dist.all_reduce(tensor_N, op=op)
+            dist.all_reduce(tensor_N, op=dist.ReduceOp.SUM, group=self._group)
         return tensor_N.numpy()
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
@@ -43,12 +56,12 @@ class Ranks:
         if self.world_size == 1:
             return [data]
         lengths_R = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(lengths_R, torch.tensor([len(data)], dtype=torch.int64))
+        dist.all_gather(lengths_R, torch.tensor([len(data)], dtype=torch.int64), group=self._group)
         longest = max(int(length) for length in lengths_R)
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: len(data)] = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)]
         parts_R = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
-        dist.all_gather(parts_R, padded)
+        dist.all_gather(parts_R, padded, group=self._group)
         return [
             part[: int(length)].numpy().tobytes() for part, length in zip(parts_R, lengths_R, strict=True)
         ]
@@ -58,7 +71,7 @@ class Ranks:
         if self.world_size == 1:
             return counts_R
         received_R = torch.zeros(self.world_size, dtype=torch.int64)
-        dist.all_to_all_single(received_R, torch.from_numpy(counts_R))
+        dist.all_to_all_single(received_R, torch.from_numpy(counts_R), group=self._group)
         return received_R.numpy()
 
     def exchange(
@@ -73,7 +86,11 @@ class Ranks:
             return values_N
         received = torch.empty(int(receive_R.sum()), dtype=torch.int64)
         dist.all_to_all_single(
-            received, torch.from_numpy(np.ascontiguousarray(values_N)), receive_R.tolist(), send_R.tolist()
+            received,
+            torch.from_numpy(np.ascontiguousarray(values_N)),
+            receive_R.tolist(),
+            send_R.tolist(),
+            group=self._group,
         )
         return received.numpy()
 

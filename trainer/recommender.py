@@ -1,5 +1,8 @@
 """The trained state of one rank and its step: map ids, reset new rows, predict, learn.
 
+A step has two halves. `map` changes the id tables alone, `learn` everything else, so the map of batch t + 1
+may run in another thread while batch t is learned. It always sees batch t's slots in flight, at the same time
+or not: what is evicted depends on the batches and never on how the halves overlapped.
 Shapes: B rows of this rank's batch, N impressions in it (N <= B), T tasks, E embedding width.
 """
 
@@ -62,6 +65,28 @@ class TableShard:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class MappedBatch:
+    """A batch whose ids have their slots; to be learned once, in the order of the maps."""
+
+    impressions: Impressions
+    num_rows: int
+    """B: the impressions and the padding that makes all ranks' batches equally long."""
+    tables: list[MappedTable]
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTable:
+    """One table's part of a mapped batch."""
+
+    shard: TableShard
+    owned: MapResult
+    """What the id table did for all ranks' keys."""
+    slots_L: npt.NDArray[np.int64]
+    """Global slots, without the default row."""
+    lengths_FB: npt.NDArray[np.int32]
+
+
 class Recommender:
     """Tables, dense model and their optimizers; every rank holds its shard and the whole dense model."""
 
@@ -70,10 +95,12 @@ class Recommender:
         torch.manual_seed(config.seed)
         self._config = config
         self._ranks = ranks
+        self._routing_ranks = ranks.for_another_thread()
         self._device = ranks.device
         self.layout = FeatureLayout.of(config.schema)
         self.keys = KeyMaker(config.schema)
         self.batch_rows = max(1, config.train.batch_size // ranks.world_size)
+        """Rows of a rank's batch where nobody says otherwise."""
         self.dense = PEPNet(self.layout, num_tasks=len(config.schema.tasks), config=config.model)
         self.dense.to(self._device)
         self.dense_optimizer = torch.optim.Adam(
@@ -104,7 +131,7 @@ class Recommender:
             config=table,
             slots_per_rank=num_slots,
             ids=ids,
-            router=IdRouter(ids, slots_per_rank=num_slots, ranks=self._ranks),
+            router=IdRouter(ids, slots_per_rank=num_slots, ranks=self._routing_ranks),
             rows=self.embeddings.local[table.name],
             changed=ChangedRows(num_slots),
         )
@@ -113,38 +140,54 @@ class Recommender:
         """Put a restored id table in the place of the fresh one; its rows are the caller's to write."""
         shard = self.shards[table]
         shard.ids = ids
-        shard.router = IdRouter(ids, slots_per_rank=shard.slots_per_rank, ranks=self._ranks)
+        shard.router = IdRouter(ids, slots_per_rank=shard.slots_per_rank, ranks=self._routing_ranks)
 
-    def train(self, impressions: Impressions, *, now_s: int) -> npt.NDArray[np.float32]:
-        """Predict, then learn from, this rank's part of one global batch. Collective.
+    def train(
+        self, impressions: Impressions, *, now_s: int, num_rows: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Map and learn one batch. Collective; arguments as for `map`, answer as of `learn`."""
+        return self.learn(self.map(impressions, now_s=now_s, num_rows=num_rows))
 
-        Args: now_s: event time of the global batch, the same on every rank.
+    def map(self, impressions: Impressions, *, now_s: int, num_rows: int | None = None) -> MappedBatch:
+        """Give the ids of this rank's part of one global batch their slots. Collective among maps.
+
+        May run beside the `learn` of the batch before, and only of that one.
+        Args: now_s: event time of the global batch, the same on every rank. num_rows: B, the same on every
+            rank; None = batch_rows.
+        """
+        num_rows = self.batch_rows if num_rows is None else num_rows
+        mapped = []
+        for table in self.keys.table_keys(impressions, num_rows=num_rows):
+            shard = self.shards[table.table]
+            # The batch before the last is learned; the last one may be being learned right now.
+            shard.ids.release(shard.ids.newest_batch - 1)
+            routed = shard.router.map(table.keys_L, positives_L=table.positives_L, now_s=now_s)
+            slots_L, lengths_FB = drop_default(routed.global_slots_L, table.lengths_FB)
+            mapped.append(MappedTable(shard, routed.owned, slots_L, lengths_FB))
+        reach("after_map")
+        return MappedBatch(impressions, num_rows, mapped)
+
+    def learn(self, batch: MappedBatch) -> npt.NDArray[np.float32]:
+        """Predict, then learn from, a mapped batch. Collective among steps.
+
         Returns: probabilities float32 [N, T], made before this batch was learned.
         """
-        tables = self.keys.table_keys(impressions, num_rows=self.batch_rows)
-        slots_parts, lengths_parts, batches = [], [], []
-        for table in tables:
-            shard = self.shards[table.table]
-            routed = shard.router.map(table.keys_L, positives_L=table.positives_L, now_s=now_s)
-            self._apply_map(shard, routed.owned)
-            slots_L, lengths_FB = drop_default(routed.global_slots_L, table.lengths_FB)
-            slots_parts.append(slots_L)
-            lengths_parts.append(lengths_FB)
-            batches.append((shard, routed.owned.batch))
-        reach("after_map")
-        embedding_BE = self.embeddings(np.concatenate(slots_parts), np.concatenate(lengths_parts))
+        for table in batch.tables:
+            self._apply_map(table.shard, table.owned)
+        embedding_BE = self.embeddings(
+            np.concatenate([table.slots_L for table in batch.tables]),
+            np.concatenate([table.lengths_FB for table in batch.tables]),
+        )
         logits_BT = self.dense(embedding_BE)
-        labels_BT, known_BT = self._labels(impressions)
+        labels_BT, known_BT = self._labels(batch.impressions, num_rows=batch.num_rows)
         loss = multi_task_loss(logits_BT, labels_BT=labels_BT, known_BT=known_BT, weight_T=self._weight_T)
         self.dense_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         reach("after_backward")
         self._ranks.sum_gradients(list(self.dense.parameters()))
         self.dense_optimizer.step()
-        for shard, batch in batches:
-            shard.ids.release(batch)
         probabilities_BT = torch.sigmoid(logits_BT.detach()).cpu().numpy()
-        return probabilities_BT[: len(impressions)]
+        return probabilities_BT[: len(batch.impressions)]
 
     def _apply_map(self, shard: TableShard, owned: MapResult) -> None:
         """Record evictions, reset rows that have a new owner, record the rows this step will change.
@@ -166,11 +209,11 @@ class Recommender:
         touched_U = np.unique(owned.slots_N)
         shard.changed.touch(touched_U[touched_U >= 0].astype(np.int64))
 
-    def _labels(self, impressions: Impressions) -> tuple[Tensor, Tensor]:
+    def _labels(self, impressions: Impressions, *, num_rows: int) -> tuple[Tensor, Tensor]:
         """Labels and their known mask, padded to the batch's rows with unknown ones."""
         num, num_tasks = impressions.labels_NT.shape
-        labels_BT = torch.zeros(self.batch_rows, num_tasks)
-        known_BT = torch.zeros(self.batch_rows, num_tasks)
+        labels_BT = torch.zeros(num_rows, num_tasks)
+        known_BT = torch.zeros(num_rows, num_tasks)
         labels_BT[:num] = torch.from_numpy(impressions.labels_NT)
         known_BT[:num] = torch.from_numpy(impressions.known_NT.astype(np.float32))
         return labels_BT.to(self._device), known_BT.to(self._device)

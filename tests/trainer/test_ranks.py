@@ -53,7 +53,9 @@ def test_two_ranks_learn_what_one_rank_learns(
 
     two = Recommender(config, ranks=ranks)
     window = QualityWindow(domains=config.schema.domains, tasks=config.schema.task_names, window=100)
-    restored = Checkpoints(tmp_path / "checkpoints", config=config, ranks=ranks).restore(two, window=window)
+    restored = Checkpoints(str(tmp_path / "checkpoints"), config=config, ranks=ranks).restore(
+        two, parts={"window": window}
+    )
     assert restored is not None
     assert restored.positions == [Position("impressions", 0, 10, 0), Position("impressions", 1, 11, 0)]
     assert restored.progress.dead_letters == {"unknown_domain": 3}

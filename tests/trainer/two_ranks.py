@@ -28,7 +28,7 @@ def main(config_path: str, checkpoint_dir: str, num_batches: str) -> None:
     ranks = start_ranks()
     assert ranks.gather_bytes(bytes([ranks.rank]) * (ranks.rank * 5)) == [b"", b"\1" * 5]
     assert ranks.sum(np.array([1, ranks.rank])).tolist() == [2, 1]
-    assert ranks.max(np.array([-5, ranks.rank])).tolist() == [-5, 1]
+    assert ranks.gather(np.array([-5, ranks.rank])).tolist() == [[-5, 0], [-5, 1]]
 
     recommender = Recommender(config, ranks=ranks)
     stream = SyntheticStream(config).batches(config.train.batch_size)
@@ -45,12 +45,16 @@ def main(config_path: str, checkpoint_dir: str, num_batches: str) -> None:
     recommender.train(slice_impressions(last, 0, rows) if ranks.rank == 0 else empty, now_s=now_s)
 
     window = QualityWindow(domains=config.schema.domains, tasks=config.schema.task_names, window=100)
-    Checkpoints(Path(checkpoint_dir), config=config, ranks=ranks).save(
+    checkpoints = Checkpoints(checkpoint_dir, config=config, ranks=ranks)
+    committed = checkpoints.save(
         recommender,
-        window=window,
+        parts={"window": window},
         progress=Progress(step=1, dead_letters={"unknown_domain": 1 + ranks.rank}),
         positions=[Position("impressions", ranks.rank, 10 + ranks.rank, 0)],
     )
+    assert committed is not None
+    assert committed.positions[0].partition == ranks.rank
+    checkpoints.close()
     dist.destroy_process_group()
 
 
