@@ -16,7 +16,7 @@ from tests.chaos.processes import LOOK_S, CampaignError, Process, Zygote
 from tests.chaos.ranks import Ranks, run_under_torchrun
 from tests.chaos.scenarios import Event, Life, Plan
 from tests.chaos.services import ForkedService, Service, SmallDisk
-from tests.chaos.stream import BATCH_WAIT_FAULTS_MS, Produced, write_config
+from tests.chaos.stream import Produced, write_config
 from trainer.config import Config
 
 LIFE_TIMEOUT_S = 90.0
@@ -109,8 +109,6 @@ class Run:
 
     def _write_config(self) -> Path:
         config = self._ground.config
-        if any(event.target == "broker" for life in self._plan.lives for event in life.events):
-            config = replace(config, train=replace(config.train, batch_wait_ms=BATCH_WAIT_FAULTS_MS))
         config = replace(
             config,
             kafka=replace(config.kafka, group=self.directory.name),
