@@ -16,7 +16,7 @@ from tests.chaos.processes import LOOK_S, CampaignError, Process, Zygote
 from tests.chaos.ranks import Ranks, run_under_torchrun
 from tests.chaos.scenarios import Event, Life, Plan
 from tests.chaos.services import ForkedService, Service, SmallDisk
-from tests.chaos.stream import Produced, write_config
+from tests.chaos.stream import Produced, with_room, write_config
 from trainer.config import Config
 
 LIFE_TIMEOUT_S = 90.0
@@ -108,7 +108,7 @@ class Run:
                 service.process.kill()
 
     def _write_config(self) -> Path:
-        config = self._ground.config
+        config = with_room(self._ground.config) if self._plan.has_room else self._ground.config
         config = replace(
             config,
             kafka=replace(config.kafka, group=self.directory.name),

@@ -58,6 +58,20 @@ def make_config(seed: int) -> Config:
     )
 
 
+def with_room(config: Config) -> Config:
+    """The same with room for every row, and none that expires.
+
+    Each rank evicts among its own rows: which ones leave depends on the number of ranks. Where that changes,
+    only a table that nobody has to leave can be compared.
+    """
+    features = tuple(replace(feature, ttl_s=None) for feature in config.schema.features)
+    return replace(
+        config,
+        schema=replace(config.schema, features=features),
+        tables=(replace(config.tables[0], bytes_limit=32 * BYTES_LIMIT),),
+    )
+
+
 @dataclass(frozen=True)
 class Produced:
     """The whole stream, as the topic holds it."""

@@ -20,15 +20,14 @@ RELATIVE_DIFF_MAX = 1e-5
 ASK_AT_ONCE = 4_096
 
 
-def judge(run: Run, *, ground: Ground, references: dict[int, state.State]) -> checks.Findings:
+def judge(run: Run, *, ground: Ground, reference: state.State) -> checks.Findings:
     """Everything that must hold at the end of a run.
 
-    Args: references: world size → final state of a run to which nothing happened.
+    Args: reference: the final state of a run to which nothing happened.
     """
     plan = run.outcome.plan
     found = state.read_newest(run.checkpoints)
     findings = checks.check_ledger(found, ground.produced.request_ids_N)
-    reference = references[plan.last_world_size]
     if plan.changes_world_size:
         findings += checks.check_close(found, reference, relative_max=RELATIVE_DIFF_MAX)
     else:
