@@ -54,7 +54,7 @@ def test_one_scenario_is_killed_and_judged(tmp_path: Path) -> None:
     arguments = ("--scenario", "failpoints#0", "--seed", "1", "--keep", str(tmp_path / "campaign"))
     done, last = campaign(*arguments, timeout_s=230)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert last["kills"] >= 3
+    assert last["kills"] >= 1
     assert last["scenarios"] == 1
     assert sum(last["failpoints"].values()) == last["kills"]
 

@@ -14,7 +14,9 @@ from msgspec.structs import replace as replace_struct
 from tests.chaos import checks, scenarios, state
 from tests.chaos.runner import timeline
 from tests.chaos.scenarios import CYCLE, FAMILIES, Event, draw, parse_name, replay
-from trainer.checkpoint_files import FORMAT, CheckpointManifest, commit, write_file
+from trainer.checkpoint.folders import Folder
+from trainer.checkpoint.manifest import MANIFEST, CheckpointManifest, encode_manifest, entry_of
+from trainer.checkpoint.store import open_store
 from trainer.errors import CheckpointError
 from trainer.failpoints import FAILPOINTS
 
@@ -35,9 +37,11 @@ def make_state(
         "updates_N": np.arange(NUM_ROWS, dtype=np.int64),
     }
     manifest = CheckpointManifest(
-        format="test",
         step=7,
+        created_ms=0,
         generation=1,
+        published="",
+        topic_id="",
         world_size=1,
         schema_hash="",
         config_hash="",
@@ -166,23 +170,30 @@ def test_a_damaged_checkpoint_is_really_damaged(tmp_path: Path) -> None:
     """Each kind of damage, over many places: never does the damaged checkpoint pass for whole."""
     kinds = set()
     for seed in range(30):
-        root = tmp_path / str(seed)
+        store = open_store(str(tmp_path / str(seed)))
         for step in (1, 2):
-            writing = root / f".writing-{step}"
-            writing.mkdir(parents=True)
-            files = [write_file(writing / "rank0.safetensors", bytes(range(200)))]
-            commit(writing, replace_struct(make_state().manifest, format=FORMAT, step=step, files=files))
+            folder, data = Folder(lease=1, save=step, step=step), bytes(range(200))
+            entry = entry_of("rank0.safetensors", data, kind="state")
+            store.write(f"{folder}/{entry.name}", data)
+            manifest = replace_struct(make_state().manifest, step=step, files=[entry])
+            store.create(f"{folder}/{MANIFEST}", encode_manifest(manifest))
+        root = tmp_path / str(seed)
+        older, newer = state.names_of_checkpoints(root)
+        assert state.newest_whole(root) == newer
         name, how = state.damage_newest(root, np.random.default_rng(seed))
         kinds.add(how.split(" at byte ")[0].split(" ", 1)[1])
-        assert name == state.names_of_checkpoints(root)[-1]
-        assert state.newest_whole(root) == state.names_of_checkpoints(root)[0]
+        assert name == newer
+        assert state.newest_whole(root) == older
     assert kinds == {"torn", "bit flipped", "missing"}
 
 
 def test_all_checkpoints_damaged_is_an_error_and_none_is_none(tmp_path: Path) -> None:
     assert state.newest_whole(tmp_path) == ""
-    (tmp_path / "step-000000000001").mkdir()
-    with pytest.raises(CheckpointError):
+    folder = tmp_path / str(Folder(lease=1, save=1, step=1))
+    folder.mkdir()
+    assert state.newest_whole(tmp_path) == "", "without a manifest there is no checkpoint"
+    (folder / MANIFEST).write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
         state.newest_whole(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         state.read_newest(tmp_path / "nowhere")
@@ -204,6 +215,15 @@ def test_a_round_of_scenarios_meets_every_family_and_failpoint() -> None:
         assert all(life.failpoint or life.events or life.damage for life in plan.lives), plan.name
         names = [life.failpoint for life in plan.lives]
         assert plan.serving or not any(map(scenarios.needs_shard, names)), plan.name
+
+
+def test_failpoints_that_did_not_fire_get_a_plan_that_can_be_replayed() -> None:
+    plan = scenarios.cover(list(FAILPOINTS))
+    assert plan.serving == any(map(scenarios.needs_shard, FAILPOINTS))
+    assert [life.hit for life in plan.lives] == [1] * scenarios.LIVES
+    assert replay(plan.name, seed=9) == plan
+    with pytest.raises(ValueError, match="no failpoint 'lunch'; there are: after_fetch"):
+        replay("cover:after_fetch,lunch", seed=9)
 
 
 def test_names_of_scenarios_are_read_or_refused() -> None:
