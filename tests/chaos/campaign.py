@@ -23,7 +23,7 @@ from tests.chaos.state import State, read_newest
 from tests.chaos.stream import NUM_IMPRESSIONS, make_config, produced, write_config
 from tests.chaos.verdict import judge
 
-TORCHRUN_FROM_KILLS = 20
+SLOW_FROM_KILLS = 20
 """A smaller campaign leaves out what is slow to start: torchrun's own workers, and the real broker."""
 COVER_MAX = 12
 """Scenarios added at the end for failpoints that have not fired by then."""
@@ -75,10 +75,6 @@ class Campaign:
             for name in self._options.scenario:
                 yield scenarios.replay(name, seed=seed)
             return
-        if kills >= TORCHRUN_FROM_KILLS:
-            yield scenarios.replay("torchrun#0", seed=seed)
-            if self._kafka_home:
-                yield scenarios.replay("kafka#0", seed=seed)
         number = 0
         while self.report.num_kills < kills:
             plan = scenarios.draw(seed, number)
@@ -88,6 +84,10 @@ class Campaign:
         for _ in range(COVER_MAX):
             if names := self.report.never_fired():
                 yield scenarios.cover(names)
+        if kills >= SLOW_FROM_KILLS:
+            if self._kafka_home:
+                yield scenarios.replay("kafka#0", seed=seed)
+            yield scenarios.replay("torchrun#0", seed=seed)
 
     def _start_zygote(self) -> Zygote:
         directory = self._options.directory

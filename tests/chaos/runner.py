@@ -20,6 +20,8 @@ from tests.chaos.stream import Produced, with_room, write_config
 from trainer.config import Config
 
 LIFE_TIMEOUT_S = 90.0
+TORCHRUN_TIMEOUT_S = 180.0
+"""It waits up to 30 s for the ranks that a dead one leaves, and starts with all imports."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class Run:
             config=self._config,
             run_dir=self.directory,
             log=self.directory / "torchrun.log",
-            timeout_s=3 * LIFE_TIMEOUT_S,
+            timeout_s=TORCHRUN_TIMEOUT_S,
         )
         self.outcome.num_kills += num_kills
         if code:
