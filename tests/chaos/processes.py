@@ -131,7 +131,7 @@ class Zygote:
             raise self._dead()
         *lines, self._waiting = (self._waiting + data).split(b"\n")
         for line in lines:
-            answer: Answer = msgspec.json.decode(line, type=Answer)  # type: ignore[arg-type]
+            answer: Answer = msgspec.json.decode(line, type=Answer)
             if isinstance(answer, Started):
                 self._started.append(answer.pid)
             elif isinstance(answer, Ended):

@@ -61,7 +61,7 @@ class Ranks:
         for process in left:
             process.send(signal.SIGTERM)
             process.send(signal.SIGCONT)  # it may stand still
-        while any([process.running() for process in left]) and time.monotonic() < deadline_s:
+        while any(process.running() for process in left) and time.monotonic() < deadline_s:
             left[0].zygote.look(LOOK_S)
         for process in left:
             process.kill()
