@@ -47,6 +47,7 @@ def make_config(seed: int) -> Config:
         train=replace(
             config.train,
             batch_size=BATCH_SIZE,
+            rank_timeout_s=30,
             metrics_window=1_000,
             ledger=True,
         ),

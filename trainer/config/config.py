@@ -110,6 +110,9 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     """A batch that has not filled within this time is trained as it is."""
     device: Literal["cpu", "cuda"] = "cpu"
     num_threads: int = 1
+    rank_timeout_s: int = 120
+    """A rank that does not hear from another for so long ends, and torchrun starts all of them anew. Longer
+    than the slowest rank takes to load its share of a checkpoint."""
     metrics_window: int = 50_000
     """Newest impressions of each domain that AUC and GAUC look at, over all ranks."""
     ledger: bool = False
@@ -117,6 +120,7 @@ class TrainConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "batch_size", "batch_wait_ms", "num_threads", "metrics_window")
+        self._check_at_least(10, "rank_timeout_s")
 
 
 class KafkaConfig(Section, frozen=True, kw_only=True):
