@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import ConfigError
 
@@ -136,8 +137,23 @@ def start_ranks(device: str = "cpu", *, timeout_s: int = 120) -> Ranks:
         here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(here)
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        attempt = PrefixStore(f"attempt-{_attempt()}", store)
+        dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=timeout)
     else:
         os.environ.setdefault("LOCAL_RANK", "0")
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return Ranks(here, timeout=timeout)
+
+
+def _attempt() -> str:
+    """Keeps the ranks of one attempt to themselves.
+
+    torchrun 2.13 gives restarted ranks the store in which the dead ones left their addresses, without a mark
+    of the attempt: half of all restarts then waited for ranks that are gone. Its count of restarts is the
+    same for all ranks of one node; over several nodes it may differ, and
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment gives each attempt a store of its own.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        return "over-nodes"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

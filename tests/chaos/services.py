@@ -18,8 +18,9 @@ from typing import Protocol
 
 import msgspec
 
-from tests.chaos.processes import CampaignError, Process, Zygote, free_port, wait_for_file
+from tests.chaos.processes import CampaignError, Process, Zygote, wait_for_file
 from tests.conftest import KafkaBroker
+from tests.ports import free_port
 
 SMALL_DISK_BYTES = 32 << 20
 BALLAST = "ballast"
