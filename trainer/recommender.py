@@ -28,6 +28,7 @@ from trainer.errors import ConfigError
 from trainer.features import KeyMaker, TableKeys
 from trainer.id_routing import IdRouter
 from trainer.model import PEPNet, multi_task_loss
+from trainer.model.compiled import Forward, compile_dense
 from trainer.model.layout import FeatureLayout
 from trainer.row_init import first_rows
 from trainer.stream.columns import Impressions
@@ -75,9 +76,16 @@ class Recommender:
         self.batch_rows = max(1, config.train.batch_size // ranks.world_size)
         self.dense = PEPNet(self.layout, num_tasks=len(config.schema.tasks), config=config.model)
         self.dense.to(self._device)
+        # One fused pass over all parameters instead of a dozen small ones over each.
         self.dense_optimizer = torch.optim.Adam(
-            self.dense.parameters(), lr=config.optimizer.dense_learning_rate
+            self.dense.parameters(), lr=config.optimizer.dense_learning_rate, fused=True
         )
+        self._precision = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+        self._learn: Forward = self.dense
+        if config.model.compile:
+            self._learn = compile_dense(
+                self.dense, num_rows=self.batch_rows, width=self.layout.width, precision=self._precision
+            )
         slots = {
             table.name: slots_for(table, world_size=ranks.world_size, config=config)
             for table in sorted(config.tables, key=lambda table: table.dim)
@@ -131,7 +139,7 @@ class Recommender:
             lengths_parts.append(lengths_FB)
             batches.append((shard, routed.owned.batch))
         embedding_BE = self.embeddings(np.concatenate(slots_parts), np.concatenate(lengths_parts))
-        logits_BT = self.dense(embedding_BE)
+        logits_BT = self._logits(embedding_BE)
         labels_BT, known_BT = self._labels(impressions)
         loss = multi_task_loss(logits_BT, labels_BT=labels_BT, known_BT=known_BT, weight_T=self._weight_T)
         self.dense_optimizer.zero_grad(set_to_none=True)
@@ -142,6 +150,13 @@ class Recommender:
             shard.ids.release(batch)
         probabilities_BT = torch.sigmoid(logits_BT.detach()).cpu().numpy()
         return probabilities_BT[: len(impressions)]
+
+    def _logits(self, embedding_BE: Tensor) -> Tensor:
+        """The dense model as training runs it: products in train.precision, weights and logits in float32."""
+        reduced = self._precision == torch.bfloat16
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=reduced):
+            logits_BT = self._learn(embedding_BE)
+        return logits_BT.float()
 
     def _apply_map(self, shard: TableShard, owned: MapResult) -> None:
         """Record evictions, reset rows that have a new owner, record the rows this step will change.
@@ -174,7 +189,10 @@ class Recommender:
 
     @torch.no_grad()
     def predict(self, impressions: Impressions) -> npt.NDArray[np.float32]:
-        """Probabilities float32 [N, T] as serving would answer; changes nothing. Collective."""
+        """Probabilities float32 [N, T] as serving would answer, in float32 throughout; changes nothing.
+
+        Collective.
+        """
         tables = self.keys.table_keys(impressions, num_rows=self.batch_rows)
         parts = [self._present(table) for table in tables]
         embedding_BE = self.embeddings(
