@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,7 @@ def measure(setup: str, dim: int, names: list[str], options: argparse.Namespace)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     work = ["-m", "benchmarks.train_step_rank", "--dim", str(dim), "--threads", str(threads)]
     effort = ["--rows", str(options.rows), "--rounds", str(options.rounds), "--turn-s", str(options.turn_s)]
+    effort += ["--warm-steps", str(5 if options.quick else 20)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
@@ -136,6 +138,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="turns of each contestant (default 4, quick 2)")
     parser.add_argument("--turn-s", type=float, help="a publishing interval (default 10, quick 2)")
     options = parser.parse_args()
+    # A benchmark that is told to stop ends its processes too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.rounds = options.rounds or (2 if options.quick else 4)
     options.turn_s = options.turn_s or (2.0 if options.quick else 10.0)
     setups = options.setups or (SETUPS[:1] if options.quick else SETUPS)

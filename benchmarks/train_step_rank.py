@@ -26,7 +26,6 @@ from trainer.config import Config
 from trainer.stream.columns import Impressions
 from trainer.warm_up import compile_kernels
 
-WARM_STEPS = 20
 CHECKPOINT_EVERY_S = 60.0
 CHECKPOINTS = 3
 PEER_TURN_SHARE = 0.4
@@ -62,23 +61,26 @@ def contestants(
 class Turns:
     """The contestants' rates: impressions a second over all ranks, one value a turn."""
 
-    def __init__(self, made: dict[str, Contestant], *, stream: Stream, ranks: Ranks, turn_s: float) -> None:
+    def __init__(
+        self, made: dict[str, Contestant], *, stream: Stream, ranks: Ranks, effort: argparse.Namespace
+    ) -> None:
         self._made, self._stream, self._ranks = made, stream, ranks
+        self._warm_steps = effort.warm_steps
         self.rates: dict[str, list[float]] = {name: [] for name in made}
         self.cpu_rates: dict[str, list[float]] = {name: [] for name in made}
         """Impressions a second of processor time, all threads of this rank together."""
-        self._steps = {name: self._steps_in_a_turn(name, turn_s) for name in made}
+        self._steps = {name: self._steps_in_a_turn(name, effort.turn_s) for name in made}
 
     def _steps_in_a_turn(self, name: str, turn_s: float) -> int:
         """The same on every rank; after some steps that warm the contestant up."""
         one = self._made[name]
-        for batch in self._stream.batches(WARM_STEPS):
+        for batch in self._stream.batches(self._warm_steps):
             one.step(batch)
         began_s = time.perf_counter()
-        batches = self._stream.batches(WARM_STEPS)
+        batches = self._stream.batches(self._warm_steps)
         for batch in batches:
             one.step(batch)
-        step_us = int(1e6 * (time.perf_counter() - began_s) / WARM_STEPS)
+        step_us = int(1e6 * (time.perf_counter() - began_s) / self._warm_steps)
         step_us = int(self._ranks.max(np.array([step_us], np.int64))[0])
         share = 1.0 if isinstance(one, Ours) else PEER_TURN_SHARE
         # MCH evicts every tenth batch: a turn has whole tens.
@@ -114,7 +116,7 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         config, rows=options.rows, ranks=ranks, wanted=options.contestants, directory=options.directory
     )
     stream = Stream(config, rank=ranks.rank, world_size=ranks.world_size)
-    turns = Turns(made, stream=stream, ranks=ranks, turn_s=options.turn_s)
+    turns = Turns(made, stream=stream, ranks=ranks, effort=options)
     for turn in range(options.rounds):
         turns.round(turn)
     ours = made["ours"]
@@ -129,7 +131,7 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         "evicted": counters.evicted,
         "versions": ours.publisher.totals.delta,
         "rows_pushed": ours.publisher.totals.rows_pushed,
-        "parts_ms": parts_of_a_step(ours, stream.batches(40)),
+        "parts_ms": parts_of_a_step(ours, stream.batches(2 * options.warm_steps)),
     }
     for one in made.values():
         if isinstance(one, Ours):
@@ -149,6 +151,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--turn-s", type=float, required=True)
+    parser.add_argument("--warm-steps", type=int, required=True)
     parser.add_argument("--contestants", nargs="+", required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

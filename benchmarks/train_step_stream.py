@@ -20,6 +20,7 @@ from trainer.stream.columns import Impressions, Jagged
 
 BATCH = 1024
 NUM_RAW_IDS = 1_000_000_000
+"""Of all features together; each draws from its own share."""
 TASKS = ("like", "follow", "forward", "hate", "click", "effective_view")
 DOMAINS = ("discovery", "featured_video", "slide")
 START_S = 1_750_000_000
@@ -89,8 +90,9 @@ class Stream:
     def _next(self) -> Impressions:
         self._batch += 1
         num, generator = self._num, self._generator
+        num_ranks = NUM_RAW_IDS // (len(self._schema.features) - 1)
         ids = {
-            feature.name: raw_ids(zipf_ranks(generator, num, num_ranks=NUM_RAW_IDS))
+            feature.name: raw_ids(zipf_ranks(generator, num, num_ranks=num_ranks))
             for feature in self._schema.features
             if feature.name != "domain"
         }
