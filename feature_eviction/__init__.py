@@ -4,6 +4,14 @@ IdTable gives the trainer's ids their slots inside a hard budget; SlotMap is the
 needs no score. Numba kernels over numpy arrays; every array is allocated once, at its final size.
 """
 
+from feature_eviction.answers import (
+    OTHER_CLASSES,
+    ClassCounters,
+    MapResult,
+    TableCounters,
+    TableRows,
+    Why,
+)
 from feature_eviction.count_sketch import CountSketch
 from feature_eviction.errors import (
     FeatureEvictionError,
@@ -12,15 +20,7 @@ from feature_eviction.errors import (
     StateError,
     TableFullError,
 )
-from feature_eviction.id_table import (
-    OTHER_CLASSES,
-    ClassCounters,
-    IdTable,
-    MapResult,
-    TableCounters,
-    TableRows,
-    Why,
-)
+from feature_eviction.id_table import IdTable
 from feature_eviction.id_table_state import State
 from feature_eviction.keys import UniqueKeys, class_of, deduplicate, make_keys, owner_of
 from feature_eviction.layout import num_slots_for_budget, table_bytes

@@ -10,22 +10,25 @@ once in a thousand passes. With a window of num_slots or more the order is exact
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from feature_eviction.expiry import expire_due
-from feature_eviction.jit import inlined, kernel
+from feature_eviction.jit import inlined, kernel, prefetch
 from feature_eviction.keys import class_of_key
 from feature_eviction.layout import BY_QUOTA, BY_SCORE, NUM_ROWS_HELD, ROW_LIMIT, VICTIM_HAND
 from feature_eviction.leaving import evict, is_in_flight
 from feature_eviction.row_cells import find_slot
-from feature_eviction.user_score import apply_score
+from feature_eviction.user_score import apply_score, floor_of_score
 
 PASSES_MAX = 64
 """Passes without any row that may leave, before an id is refused: what one search costs at most."""
 SHRINK_PASSES = 8
 """Passes that one call makes towards a lowered row limit."""
+FLOOR_BLOCK = 64
+"""Cells whose rows' worth is estimated before the first of them is looked at closely."""
 ANY_RULE = -1
 
 
@@ -36,11 +39,12 @@ def worth(score: Any, row: Any, now_s: Any) -> Any:
     return apply_score(score, np.float64(row.score), 0, 0, age_s, np.int64(row.updates))
 
 
-@kernel
-def keep_if_low(slots_V: Any, worths_V: Any, num_kept: Any, value: Any, slot: Any) -> Any:
+@inlined
+def keep_if_low(changes: Any, num_wanted: Any, num_kept: Any, value: Any, slot: Any, cell: Any) -> Any:
     """Sort a row into the lowest met so far (ascending); how many are kept then."""
+    slots_V, worths_V, cells_V = changes.victim_slots_V, changes.victim_worths_V, changes.victim_cells_V
     place = num_kept
-    if num_kept == len(slots_V):
+    if num_kept == num_wanted:
         place -= 1
     else:
         num_kept += 1
@@ -49,41 +53,59 @@ def keep_if_low(slots_V: Any, worths_V: Any, num_kept: Any, value: Any, slot: An
     ):
         worths_V[place] = worths_V[place - 1]
         slots_V[place] = slots_V[place - 1]
+        cells_V[place] = cells_V[place - 1]
         place -= 1
     worths_V[place] = value
     slots_V[place] = slot
+    cells_V[place] = cell
     return num_kept
 
 
 @kernel
 def lowest_rows(table: Any, step: Any, rule: Any, num_wanted: Any, changes: Any) -> Any:
-    """Fill victim_slots_V with the lowest rows of the next windows; how many, 0 if none may leave."""
+    """Fill victim_slots_V and victim_cells_V with the lowest rows of the next windows; how many, 0 if none
+    may leave."""
     cells_C, in_flight_B = table.cells_C, table.in_flight_B
     rule_of_class, protected_R = table.rules.rule_of_class, table.rules.protected_R
-    slots_V, worths_V = changes.victim_slots_V[:num_wanted], changes.victim_worths_V[:num_wanted]
-    num_cells, highest = len(cells_C), num_wanted - 1
+    score, now_s = step.score, step.now_s
+    num_cells = len(cells_C)
+    floors_F = np.empty(FLOOR_BLOCK, np.float64)
     cell = table.cursors[VICTIM_HAND]
     num_kept, examined, passes = 0, 0, 0
+    # Infinity until so many are kept as are wanted.
+    highest_worth, highest_slot = math.inf, np.int64(-1)
     while num_kept == 0 and examined < num_cells and passes < PASSES_MAX:
         to_examine = min(step.window_cells * num_wanted, num_cells - examined)
         examined += to_examine
         passes += 1
-        for _ in range(to_examine):
-            row = cells_C[cell]
-            slot = np.int64(row.slot)
-            if slot >= 0:
+        while to_examine > 0:
+            stop = min(cell + min(to_examine, FLOOR_BLOCK), num_cells)
+            to_examine -= stop - cell
+            # Without a branch, and unsigned: several cells at a time. An empty cell's score is infinite.
+            for i in range(stop - cell):
+                row = cells_C[np.uint64(cell + i)]
+                age_s = max(0, now_s - np.int64(row.last_seen_s))
+                floors_F[i] = floor_of_score(score, np.float64(row.score), age_s)
+            for here in range(cell, stop):
+                # Most rows are far from leaving.
+                if floors_F[here - cell] > highest_worth:
+                    continue
+                row = cells_C[here]
+                slot = np.int64(row.slot)
+                if slot < 0:
+                    continue
                 row_rule = rule_of_class[class_of_key(row.key)]
-                if not protected_R[row_rule] and (rule < 0 or row_rule == rule):
-                    value = worth(step.score, row, step.now_s)
-                    if (
-                        num_kept < num_wanted
-                        or value < worths_V[highest]
-                        or (value == worths_V[highest] and slot < slots_V[highest])
-                    ) and not is_in_flight(in_flight_B, slot):
-                        num_kept = keep_if_low(slots_V, worths_V, num_kept, value, slot)
-            cell += 1
-            if cell == num_cells:
-                cell = 0
+                if protected_R[row_rule] or (rule >= 0 and row_rule != rule):
+                    continue
+                value = worth(score, row, now_s)
+                if value > highest_worth or (value == highest_worth and slot > highest_slot >= 0):
+                    continue
+                if not is_in_flight(in_flight_B, slot):
+                    num_kept = keep_if_low(changes, num_wanted, num_kept, value, slot, here)
+                    if num_kept == num_wanted:
+                        highest_worth = changes.victim_worths_V[num_wanted - 1]
+                        highest_slot = changes.victim_slots_V[num_wanted - 1]
+            cell = stop if stop < num_cells else 0
     table.cursors[VICTIM_HAND] = cell
     return num_kept
 
@@ -93,10 +115,23 @@ def evict_lowest(table: Any, step: Any, rule: Any, num_wanted: Any, changes: Any
     """Evict the lowest rows, of one class or of any; how many left."""
     num_victims = lowest_rows(table, step, rule, num_wanted, changes)
     reason = BY_SCORE if rule < 0 else BY_QUOTA
+    cells_C, homes_S, links_S2 = table.cells_C, table.homes_S, table.links_S2
+    slots_V, cells_V = changes.victim_slots_V, changes.victim_cells_V
+    in_wheel = len(links_S2) > 0
     for i in range(num_victims):
-        slot = changes.victim_slots_V[i]
-        # Sought now: the eviction before this one may have moved the cell.
-        evict(table, find_slot(table.cells_C, table.homes_S[slot], slot), reason, step.now_s, changes)
+        prefetch(homes_S, slots_V[i])
+        if in_wheel:
+            prefetch(links_S2, slots_V[i])
+    if in_wheel:
+        for i in range(num_victims):
+            prefetch(links_S2, max(0, links_S2[slots_V[i], 0]))
+            prefetch(links_S2, max(0, links_S2[slots_V[i], 1]))
+    for i in range(num_victims):
+        slot, cell = slots_V[i], cells_V[i]
+        if cells_C[cell].slot != slot:
+            # An eviction before this one has moved the row.
+            cell = find_slot(cells_C, homes_S[slot], slot)
+        evict(table, cell, reason, step.now_s, changes)
     return num_victims
 
 

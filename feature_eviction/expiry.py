@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from feature_eviction.jit import kernel
+from feature_eviction.jit import inlined, kernel
 from feature_eviction.layout import EXPIRED, EXPIRY_TICK, FEW_UPDATES
 from feature_eviction.leaving import NUM_EVICTED, evict, is_in_flight, rule_of_key, unlink
 from feature_eviction.row_cells import find_slot
 
 
-@kernel
+@inlined
 def schedule(table: Any, slot: Any, tick: Any) -> None:
     """Put a slot, in no bucket, into that of a tick; a tick done already counts as the next one."""
     num_buckets = len(table.buckets_W)
@@ -32,7 +32,7 @@ def schedule(table: Any, slot: Any, tick: Any) -> None:
     table.buckets_W[bucket] = slot
 
 
-@kernel
+@inlined
 def schedule_row(table: Any, cell: Any, rule: Any, tick_s: Any) -> None:
     """Put a row that is in no bucket where its lifetime ends; nothing for a class that never expires."""
     ttl_s = table.rules.ttl_s_R[rule]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from feature_eviction.count_sketch import ADDITIONS, HALVINGS
 from feature_eviction.errors import StateError
 from feature_eviction.expiry_check import first_misplaced_slot
 from feature_eviction.jit import kernel
@@ -37,7 +38,8 @@ _WHOLE_ARRAYS = {
     "random": "random_1",
     "recent": "recent_E",
     "sketch": "sketch_RW",
-    "sketch_additions": "sketch_additions_1",
+    "sketch_clock": "sketch_clock_3",
+    "sketch_halved": "sketch_halved_RB",
     "wheel_links": "links_S2",
     "wheel_buckets": "buckets_W",
 }
@@ -83,9 +85,7 @@ def restored_table(
     batch, released = (int(number) for number in state["batches"])
     _check("batches", 0 <= released <= batch, f"0 <= released <= newest expected, found {released}, {batch}")
     _check("counters", bool((state["counters"] >= 0).all()), "a count is negative")
-    additions = int(state["sketch_additions"][0])
-    limit = max(1, policy.sketch_width_used)
-    _check("sketch_additions", 0 <= additions < limit, f"0..{limit - 1} expected, found {additions}")
+    _check_sketch(policy, state)
     _restore_rows(table, state)
     for name, field in _WHOLE_ARRAYS.items():
         array = getattr(table, field)
@@ -115,6 +115,16 @@ def _check_shapes(state: State, expected: State) -> None:
             found.dtype == like.dtype and found.shape == shape,
             f"{like.dtype} {list(shape)} expected, found {found.dtype} {list(found.shape)}",
         )
+
+
+def _check_sketch(policy: TablePolicy, state: State) -> None:
+    clock_3, halved_RB = state["sketch_clock"], state["sketch_halved"]
+    additions, halvings = int(clock_3[ADDITIONS]), int(clock_3[HALVINGS])
+    limit = max(1, policy.sketch_width_used)
+    _check("sketch_clock", 0 <= additions < limit, f"0..{limit - 1} additions expected, found {additions}")
+    _check("sketch_clock", bool((clock_3 >= 0).all()), "a count is negative")
+    within = bool(((halved_RB >= 0) & (halved_RB <= halvings)).all())
+    _check("sketch_halved", within, f"0..{halvings} halvings expected")
 
 
 def _restore_rows(table: Table, state: State) -> None:

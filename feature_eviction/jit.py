@@ -75,3 +75,34 @@ def _prefetch(_typing_context: Any, array: Any, index: Any) -> Any:
 
 prefetch: Any = intrinsic(_prefetch)
 """prefetch(array, index): ask for the cache line of a row without waiting; contiguous arrays only."""
+
+
+def _without_owner(context: Any, builder: Any, numba_type: Any, value: Any) -> Any:
+    """The same arrays, in tuples of tuples, with nobody to count references for."""
+    if isinstance(numba_type, types.Array):
+        array = context.make_array(numba_type)(context, builder, value)
+        array.meminfo = ir.Constant(array.meminfo.type, None)
+        return array._getvalue()
+    if isinstance(numba_type, types.BaseTuple):
+        for place in range(len(numba_type)):
+            part = builder.extract_value(value, place)
+            part = _without_owner(context, builder, cast(Any, numba_type)[place], part)
+            value = builder.insert_value(value, part, place)
+    return value
+
+
+def _borrowed(_typing_context: Any, value: Any) -> Any:
+    """Numba's form of an intrinsic."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _without_owner(context, builder, signature.args[0], arguments[0])
+
+    return value(value), generate
+
+
+borrowed: Any = intrinsic(_borrowed)
+"""borrowed(arrays): an array, or tuples of arrays, for use until the caller of the kernel has its answer.
+
+Numba counts an array's references at each call and each read of a tuple, with an atomic instruction; a kernel
+whose caller holds the arrays anyway saves them, half of its time where rows come and go. Never return one.
+"""

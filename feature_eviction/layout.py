@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from feature_eviction.big_arrays import big_array
 from feature_eviction.cells import num_cells_for
-from feature_eviction.count_sketch import NUM_ROWS, CountSketch
+from feature_eviction.count_sketch import CountSketch, sketch_bytes
 from feature_eviction.keys import Int32Array, Int64Array
 from feature_eviction.policy import CLASS_ID_MAX, NUM_SLOTS_MAX, ClassPolicy, TablePolicy
 from feature_eviction.row_cells import CELL_BYTES, CellArray, empty_row_cells
@@ -102,7 +102,8 @@ class Table(NamedTuple):
     cursors: Int64Array
     random_1: npt.NDArray[np.uint64]
     sketch_RW: npt.NDArray[np.uint8]
-    sketch_additions_1: Int64Array
+    sketch_halved_RB: Int32Array
+    sketch_clock_3: Int64Array
 
 
 def rules_of(policy: TablePolicy) -> Rules:
@@ -143,7 +144,7 @@ def empty_table(policy: TablePolicy) -> Table:
     homes_S[:] = np.arange(-3, -3 - num_slots, -1, dtype=np.int32)
     homes_S[-1] = -1
     rules = rules_of(policy)
-    sketch = CountSketch(policy.sketch_width_used)
+    sketch = CountSketch(policy.sketch_width_used, window_s=policy.count_window_s)
     _, num_buckets = wheel_of(policy)
     links_S2 = big_array((num_slots if num_buckets else 0, 2), np.int32)
     links_S2[:] = -1
@@ -163,7 +164,8 @@ def empty_table(policy: TablePolicy) -> Table:
         cursors=cursors,
         random_1=np.array([policy.seed & (2**64 - 1)], np.uint64),
         sketch_RW=sketch.counters_RW,
-        sketch_additions_1=sketch.additions_1,
+        sketch_halved_RB=sketch.halved_RB,
+        sketch_clock_3=sketch.clock_3,
     )
 
 
@@ -184,6 +186,7 @@ def bytes_of(table: Table) -> int:
         table.buckets_W,
         table.recent_E,
         table.sketch_RW,
+        table.sketch_halved_RB,
     )
     return sum(array.nbytes for array in sized)
 
@@ -201,7 +204,7 @@ def table_bytes(num_slots: int, *, policy: TablePolicy | None = None) -> int:
     if num_buckets:
         size += num_slots * LINK_BYTES + num_buckets * 4
     size += policy.evictions_remembered * EVICTION_DTYPE.itemsize
-    return size + NUM_ROWS * policy.sketch_width_used
+    return size + sketch_bytes(policy.sketch_width_used)
 
 
 def num_slots_for_budget(bytes_limit: int, *, bytes_per_row: int, policy: TablePolicy | None = None) -> int:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from feature_eviction.jit import kernel
+from feature_eviction.jit import inlined, kernel
 from feature_eviction.keys import Int64Array, class_of_key
 from feature_eviction.layout import FREE_HEAD, NUM_REMEMBERED, NUM_ROWS_HELD
 from feature_eviction.row_cells import remove_row
@@ -24,6 +24,7 @@ class Step(NamedTuple):
     room_scan: int
     """Due rows examined before a row leaves for its score."""
     tick_s: int
+    count_window_s: int
 
 
 class Changes(NamedTuple):
@@ -35,6 +36,7 @@ class Changes(NamedTuple):
     evicted_slots_K: Int64Array
     counts: Int64Array
     victim_slots_V: Int64Array
+    victim_cells_V: Int64Array
     victim_worths_V: Any
     quota_failed_R: Any
     """Rules whose classes have no row that may make room for another of theirs in this call."""
@@ -45,19 +47,19 @@ NUM_NEW, NUM_EVICTED = range(2)
 _ONE = np.uint8(1)
 
 
-@kernel
+@inlined
 def rule_of_key(rules: Any, key: Any) -> Any:
     """The row of the rule columns that a key's class follows."""
     return np.int64(rules.rule_of_class[class_of_key(key)])
 
 
-@kernel
+@inlined
 def is_in_flight(in_flight_B: Any, slot: Any) -> Any:
     """Whether a batch that is not released uses the slot."""
     return (in_flight_B[slot >> 3] >> np.uint8(slot & 7)) & _ONE != 0
 
 
-@kernel
+@inlined
 def set_in_flight(in_flight_B: Any, slot: Any) -> None:
     """Until the batch is released."""
     in_flight_B[slot >> 3] |= _ONE << np.uint8(slot & 7)
@@ -76,7 +78,7 @@ def set_all_in_flight(in_flight_B: Any, slots_N: Any, flying: Any) -> None:
                 in_flight_B[slot >> 3] &= ~bit
 
 
-@kernel
+@inlined
 def unlink(links_S2: Any, buckets_W: Any, slot: Any) -> None:
     """Take a slot out of its wheel bucket, if it is in one."""
     before, after = links_S2[slot, 0], links_S2[slot, 1]
@@ -92,7 +94,7 @@ def unlink(links_S2: Any, buckets_W: Any, slot: Any) -> None:
     links_S2[slot, 1] = -1
 
 
-@kernel
+@inlined
 def evict(table: Any, cell: Any, reason: Any, now_s: Any, changes: Any) -> None:
     """Take the row in a cell out of the index and put its slot at the head of the free list."""
     row = table.cells_C[cell]

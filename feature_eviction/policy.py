@@ -56,7 +56,8 @@ class AdmissionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Whether an unseen id gets a row of its own.
 
     always: at first sight; probability: each sighting enters with `probability`;
-    count: from the `min_count`-th sighting on, counted by a count-min sketch.
+    count: from the `min_count`-th sighting on, counted by a count-min sketch over the table's
+    `count_window_s`; what the windows before saw counts half, a quarter and so on.
     """
 
     kind: Literal["always", "probability", "count"] = "always"
@@ -113,6 +114,8 @@ class TablePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     each id that needs a slot, before a row leaves for its score."""
     count_sketch_width: int = 1 << 16
     """Counters a row of the count-min sketch (4 rows of uint8); only used by count admission."""
+    count_window_s: int = 86_400
+    """Count admission counts by windows of event time: when the next one begins, all counts are halved."""
     evictions_remembered: int = 4096
     """The newest evictions that why() can explain; 24 bytes each."""
     seed: int = 0
@@ -137,6 +140,8 @@ class TablePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("low_water_slots must be in 0..4095 and evictions_remembered in 0..2^31-1")
         if self.count_sketch_width < 1 or self.count_sketch_width & (self.count_sketch_width - 1):
             raise ValueError(f"count_sketch_width must be a power of two, found {self.count_sketch_width}")
+        if self.count_window_s < 1:
+            raise ValueError(f"count_window_s must be at least 1 second, found {self.count_window_s}")
         class_ids = [policy.class_id for policy in self.classes]
         if len(set(class_ids)) != len(class_ids):
             raise ValueError(f"class_id must be unique, found {sorted(class_ids)}")

@@ -35,16 +35,21 @@ def empty_row_cells(capacity: int) -> CellArray:
     """Cells for `capacity` rows at a load of at most 0.8."""
     cells_C = big_array(num_cells_for(capacity), CELL_DTYPE)
     cells_C["slot"] = -1
+    # Never among the lowest: a pass for victims asks for the slot of few cells.
+    cells_C["score"] = np.inf
     return cells_C
 
 
 @kernel
 def find_row_from(cells_C: Any, cell: Any, key: Any) -> Any:
     """The cell that holds the key, else the empty cell that ends its probe."""
-    while cells_C[cell].slot >= 0 and cells_C[cell].key != key:
+    num_cells = len(cells_C)
+    row = cells_C[np.uint64(cell)]
+    while row.slot >= 0 and row.key != key:
         cell += 1
-        if cell == len(cells_C):
+        if cell == num_cells:
             cell = 0
+        row = cells_C[np.uint64(cell)]
     return cell
 
 
@@ -86,6 +91,7 @@ def remove_row(cells_C: Any, hole: Any) -> None:
             cells_C[hole] = cells_C[cell]
             hole = cell
     cells_C[hole].slot = -1
+    cells_C[hole].score = np.inf
 
 
 @kernel

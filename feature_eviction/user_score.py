@@ -39,7 +39,7 @@ from numba.extending import overload
 from feature_eviction.errors import ScoreError
 from feature_eviction.jit import compiled
 from feature_eviction.policy import SHIPPED_SCORES, ScoreConfig
-from feature_eviction.shipped_scores import ShippedScore, shipped, shipped_score
+from feature_eviction.shipped_scores import SHOW_CLICK, ShippedScore, decayed_floor, shipped, shipped_score
 
 ARGUMENTS = ("old", "shows", "positives", "age_s", "updates")
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -98,6 +98,26 @@ def _apply_score(score: Any, old: Any, shows: Any, positives: Any, age_s: Any, u
 
     def user_form(score: Any, old: Any, shows: Any, positives: Any, age_s: Any, updates: Any) -> Any:
         return float(function(old, shows, positives, age_s, updates))
+
+    return user_form
+
+
+def floor_of_score(score: Any, old: Any, age_s: Any) -> Any:
+    """A number that apply_score without sightings does not fall below, where one is cheaper than that."""
+    raise NotImplementedError("floor_of_score has a compiled form only")
+
+
+@overload(floor_of_score, jit_options={"forceinline": True})
+def _floor_of_score(score: Any, old: Any, age_s: Any) -> Any:
+    if score.instance_class is ShippedScore:
+
+        def shipped_form(score: Any, old: Any, age_s: Any) -> Any:
+            return decayed_floor(score, old, age_s) if score.kind <= SHOW_CLICK else -math.inf
+
+        return shipped_form
+
+    def user_form(score: Any, old: Any, age_s: Any) -> Any:
+        return -math.inf
 
     return user_form
 

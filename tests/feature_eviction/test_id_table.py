@@ -142,6 +142,19 @@ def test_id_enters_at_its_min_count_th_sighting(sight: Sight) -> None:
     assert sight(table, [8, 8, 8], now_s=9, class_id=1).slots_N.tolist() == [1, 1, 1]
 
 
+def test_sightings_of_a_window_that_is_over_count_half(sight: Sight) -> None:
+    by_count = ClassPolicy(class_id=3, admission=AdmissionConfig(kind="count", min_count=4))
+    policy = TablePolicy(num_slots=10, classes=(by_count,), count_window_s=60)
+    table = IdTable(policy)
+    for now_s in (0, 30, 59):
+        assert sight(table, [7], now_s=now_s, class_id=3).slots_N.tolist() == [-1]
+    # 3 // 2 + 1 = 2, where a fourth sighting of the same window would have entered.
+    table = IdTable.load(policy, table.state())
+    for now_s, slot in ((60, -1), (61, -1), (62, 0)):
+        assert sight(table, [7], now_s=now_s, class_id=3).slots_N.tolist() == [slot]
+    assert table.counters().refused["count"] == 5
+
+
 def test_probability_admits_its_share_and_repeats_with_its_seed(sight: Sight) -> None:
     classes = (ClassPolicy(class_id=1, admission=AdmissionConfig(kind="probability", probability=0.3)),)
 

@@ -90,7 +90,7 @@ class ReferenceTable:
         self.rows: dict[int, Row] = {}
         self.batch = self.released = 0
         self.row_limit = policy.num_slots
-        self.sketch = CountSketch(policy.sketch_width_used)
+        self.sketch = CountSketch(policy.sketch_width_used, window_s=policy.count_window_s)
         self.random = policy.seed
         self.newest_s = 0
         """The wheel of lifetimes stands here and never turns back."""
@@ -213,7 +213,10 @@ class ReferenceTable:
         if admission.kind == "probability" and self.draw() < (1 - admission.probability) ** shows:
             self.count(key, "probability")
             return False
-        if admission.kind == "count" and self.sketch.add([key], [shows])[0] < admission.min_count:
+        if (
+            admission.kind == "count"
+            and self.sketch.add([key], [shows], now_s=self.now_s)[0] < admission.min_count
+        ):
             self.count(key, "count")
             return False
         one = self.class_policy(key)
@@ -290,6 +293,7 @@ def exact_policy(num_slots: int, kind: str, seed: int) -> TablePolicy:
         low_water_slots=0,
         expiry_scan=1 << 20,
         count_sketch_width=8,
+        count_window_s=20,
         evictions_remembered=5,
         seed=seed,
     )

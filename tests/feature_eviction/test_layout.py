@@ -32,8 +32,8 @@ def test_table_bytes_are_the_bytes_of_the_arrays(num_slots: int, classes: tuple[
     policy = TablePolicy(num_slots=num_slots, classes=classes, count_sketch_width=64)
     table = IdTable(policy)
     assert table.bytes_used == table_bytes(num_slots, policy=policy)
-    # Beside them: ten counters and the rows of each rule, the cursors, one random number, one sketch counter.
-    assert all_bytes(table) == table.bytes_used + 88 * (1 + len(classes)) + 8 * NUM_CURSORS + 8 + 8
+    # Beside them: counters and rows of each rule, the cursors, one random number, the clock of the sketch.
+    assert all_bytes(table) == table.bytes_used + 88 * (1 + len(classes)) + 8 * NUM_CURSORS + 8 + 24
 
 
 @settings(deadline=None)
