@@ -60,14 +60,15 @@ class ChangedRows:
             int(np.count_nonzero(self._updates_C)) + len(self._deleted_keys) + len(self._deleted_since_take)
         )
 
-    def touch(self, slots_U: npt.NDArray[np.int64]) -> None:
-        """Count one update of each slot. Args: slots_U: distinct local slots.
+    def touch(self, slots_N: npt.NDArray[np.int64]) -> None:
+        """Count one update of each slot, however often the step has it. Args: slots_N: local slots.
 
         Takes no time: training runs on event time, the rules on the publishing clock. Gathering begins
         when a take first sees the row.
         """
-        self._gathered_C[slots_U] += 1
-        self._updates_C[slots_U] += 1
+        # An index that stands there twice is raised once: numpy reads all, adds, and writes all.
+        self._gathered_C[slots_N] += 1
+        self._updates_C[slots_N] += 1
 
     def evict(self, keys_K: npt.NDArray[np.int64], slots_K: npt.NDArray[np.int64]) -> None:
         """Forget the rows of evicted keys; those that serving holds are pending as deletes."""
