@@ -31,7 +31,7 @@ def _timed(act: Callable[[], object]) -> _Seconds:
 
 
 def checkpoint_facts(ours: Ours, *, stream: Stream, num_steps: int) -> dict[str, float]:
-    """Medians over some checkpoints; the first is not counted, since it takes its buffers from the system.
+    """Medians over some checkpoints; the first stands apart, since it takes its buffers from the system.
 
     `stall`: how long training stands still. `save`: from there until it is durable, beside training.
     `lost`: the stall, and what the steps beside the save took longer than num_steps without one. The shares
@@ -40,11 +40,12 @@ def checkpoint_facts(ours: Ours, *, stream: Stream, num_steps: int) -> dict[str,
     batches = stream.batches(num_steps)
     steps = _timed(partial(ours.run, batches))
     step = _Seconds(steps.wall_s / num_steps, steps.cpu_s / num_steps)
-    measured = [_one(ours, stream=stream, step=step) for _ in range(CHECKPOINTS)][1:]
-    stall_s, save_s, lost_s, lost_cpu_s = np.median(np.array(measured), axis=0)
+    measured = np.array([_one(ours, stream=stream, step=step) for _ in range(CHECKPOINTS)])
+    stall_s, save_s, lost_s, lost_cpu_s = np.median(measured[1:], axis=0)
     cpu_of_training_s = CHECKPOINT_EVERY_S * step.cpu_s / step.wall_s
     return {
         "checkpoint_stall_ms": rounded(1e3 * stall_s),
+        "checkpoint_first_stall_ms": rounded(1e3 * float(measured[0, 0])),
         "checkpoint_save_ms": rounded(1e3 * save_s),
         "checkpoint_lost_ms": rounded(1e3 * lost_s),
         "checkpoint_share": max(0.0, float(lost_s)) / CHECKPOINT_EVERY_S,

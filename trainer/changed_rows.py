@@ -115,7 +115,7 @@ class ChangedRows:
                 keys_N=keys_N,
                 updates_N=self._updates_C[slots_N],
                 # A key that left, came back and is sent now is simply replaced.
-                deleted_keys_M=np.setdiff1d(deleted_keys_M, keys_N),
+                deleted_keys_M=_without(deleted_keys_M, keys_N),
                 held_back=decision.num_held_back(),
                 num_changed=len(slots_V),
             )
@@ -180,3 +180,18 @@ class ChangedRows:
         self._taken_C[:] = False
         self._deleted_keys.update(self._deleted_since_take)
         self._deleted_since_take = {}
+
+
+def _without(keys_M: npt.NDArray[np.int64], others_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The keys that are not among the others, ascending; both distinct.
+
+    np.setdiff1d makes the others distinct first, in a hash table that misses the cache at each of them: ten
+    times as long, while training stands still.
+    """
+    keys_M = np.sort(keys_M)
+    if not len(others_N):
+        return keys_M
+    others_N = np.sort(others_N)
+    place_M = np.minimum(np.searchsorted(others_N, keys_M), len(others_N) - 1)
+    left_K: npt.NDArray[np.int64] = keys_M[others_N[place_M] != keys_M]
+    return left_K
