@@ -48,7 +48,7 @@ $(READY): requirements/torch.txt requirements/torchrec-$(DEVICE).txt requirement
 	sh requirements/make_venv.sh $(PYTHON) $(VENV)
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/torchrec-$(DEVICE).txt
-	$(BIN)/python -m pip install --quiet -r requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/lock.txt
 	touch $@
 
 clean:

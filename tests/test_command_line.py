@@ -12,12 +12,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+from kafka import KafkaConsumer
 from msgspec.structs import replace
 
 from feature_eviction import ScoreConfig
 from param_server.client import ParamServerClient, UnavailableError
 from param_server.transport import translate
 from trainer.config import load_config, preset, to_toml
+from trainer.stream.broker import Security, connect_options
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -80,6 +82,30 @@ def test_bootstrap_servers_option_overrides_the_file(
     done = command(*arguments, *options)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: no Kafka broker answered at {address}")
+
+
+def test_run_under_torchrun_names_the_command_of_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what torchrun sets for each of its workers
+    line = only_line(command("run"))
+    assert line.startswith("error: run: starts every process itself, torchrun included")
+    assert line.endswith("`train` is the command of one rank")
+
+
+def test_broker_by_itself_prints_its_address_and_makes_the_quickstarts_topic() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", "broker"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        servers = process.stdout.readline().strip()
+        consumer = KafkaConsumer(**connect_options(servers, security=Security(), timeout_s=30))
+        kafka = preset("quickstart").kafka
+        assert consumer.partitions_for_topic(kafka.topic) == set(range(kafka.num_partitions))
+        consumer.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
 
 
 def test_run_refuses_a_negative_seed_and_servers_that_are_none() -> None:

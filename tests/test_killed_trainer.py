@@ -67,6 +67,9 @@ def drained_manifest(config: Path, run_dir: Path) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    (stopped,) = [line for line in done.stderr.splitlines() if "go_on=" in line]
+    assert "because='the stream is drained'" in stopped
+    assert "next_untrained=" in stopped
     newest = max((run_dir / "checkpoints").glob("step-*"))
     manifest: dict[str, Any] = json.loads((newest / "manifest.json").read_text())
     return manifest

@@ -139,6 +139,17 @@ def test_all_of_the_recorded_feedback_streams_through_the_path(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
+def test_strict_order_takes_the_whole_path(tmp_path: Path) -> None:
+    """The producer deals its records to all partitions in turn, so every batch finds its shares."""
+    out = tmp_path / "run"
+    done = run("--order", "strict", "--impressions", "9000", "--out", str(out))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    check_summary(out, impressions=9000, domains={"discovery", "featured_video", "slide"})
+    assert 'order = "strict"' in (out / "config.toml").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_two_ranks_take_the_whole_path_with_data_for_one(tmp_path: Path) -> None:
     """One partition: the second rank never has data and takes part in every step."""
     printed = printed_config()

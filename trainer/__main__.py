@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     produce.set_defaults(command=_produce)
 
     broker = commands.add_parser("broker", help="an in-memory Kafka broker for trying things out")
-    broker.add_argument("--config", type=Path, required=True)
-    broker.add_argument("--ready-file", type=Path, required=True)
+    broker.add_argument("--config", type=Path, help="a TOML file whose topics to make (default: quickstart)")
+    broker.add_argument("--ready-file", type=Path, help="gets the address as JSON; stdout names it anyway")
     broker.set_defaults(command=_broker)
 
     config = commands.add_parser("config", help="print a preset as TOML")
@@ -96,6 +96,9 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--data", type=Path, help="KuaiRand file or directory instead of the synthetic stream")
     run.add_argument("--out", type=Path, default=Path("freshet-run"), help="run directory")
     run.add_argument("--bootstrap-servers", help="a real Kafka instead of the embedded broker")
+    run.add_argument(
+        "--order", choices=("strict", "loose"), help="kafka.order instead of the configuration's"
+    )
     run.add_argument("--ranks", type=_positive, default=1, help="trainer processes (torchrun when above 1)")
     run.add_argument("--seed", type=int)
     run.add_argument("--resume", action="store_true", help="go on in an earlier run's directory")
@@ -120,6 +123,11 @@ def _positive_seconds(text: str) -> float:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(
+            "run: starts every process itself, torchrun included; call it without torchrun, with --ranks N. "
+            "Under torchrun, `train` is the command of one rank"
+        )
     from trainer.run.run_all import RunOptions, run_all
 
     return run_all(
@@ -151,6 +159,8 @@ def _chosen_config(options: argparse.Namespace) -> Config:
         _check_no_port_0("--bootstrap-servers", options.bootstrap_servers)
     if options.rate is not None:
         config = replace(config, produce=replace(config.produce, impressions_per_s=options.rate))
+    if options.order is not None:
+        config = replace(config, kafka=replace(config.kafka, order=options.order))
     return config
 
 
@@ -215,7 +225,8 @@ def _produce(options: argparse.Namespace) -> int:
 def _broker(options: argparse.Namespace) -> int:
     from trainer.stream.embedded_broker import run_embedded_broker
 
-    kafka = load_config(options.config).kafka
+    config = load_config(options.config) if options.config is not None else preset("quickstart")
+    kafka = config.kafka
     run_embedded_broker(
         topics={kafka.topic: kafka.num_partitions, kafka.dead_letter_topic: 1},
         ready_file=options.ready_file,

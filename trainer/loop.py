@@ -53,6 +53,8 @@ class LoopPaths:
     status: Path
     drain: Path
     """When this file appears, the trainer trains what the topic holds and ends."""
+    broken_off: Path
+    """Where this file is there, a trainer that is told to stop saves its state and leaves at once."""
     verification: Path
 
 
@@ -112,6 +114,7 @@ class TrainingLoop:
     """For the verification at the end."""
     _end_offsets: dict[int, int] | None = field(default=None, init=False)
     """Where each partition ended when the drain was asked for."""
+    _broken_off: bool = field(default=False, init=False)
     _newest: tuple[int, int] = field(default=(0, 0), init=False)
     """Event time (s) and production time (ms) of the newest impression agreed on."""
 
@@ -141,7 +144,9 @@ class TrainingLoop:
     def close(self) -> None:
         """Let go of the broker and the mapping thread."""
         self._mapper.shutdown(wait=True)
-        self.source.close()
+        # Taking leave of a broker that has died takes as long as its timeouts; nothing depends on it.
+        if not self._broken_off:
+            self.source.close()
 
     def run(self) -> None:
         """Train until the stream is drained or a stop is asked for; then publish, save and report."""
@@ -346,6 +351,7 @@ class TrainingLoop:
         2. The version on its way comes to its end.
         3. A last full version: whatever the rules held back reaches serving.
         4. After a drain: predictions for the newest impressions, for replicas to be held against.
+        Of a run that is broken off, as shard or broker may have died, only the checkpoint is made.
         Raises: CheckpointError if the state could not be saved, FreshetError if the last version could not be
             published.
         """
@@ -358,6 +364,12 @@ class TrainingLoop:
                 positions=list(self.source.positions()),
             )
         )
+        # Any rank that has seen the file speaks for all: the others may have looked too early.
+        self._broken_off = bool(self.ranks.sum(np.array([self.paths.broken_off.exists()], np.int64))[0])
+        if self._broken_off:
+            self._report(state="stopped")
+            log.warning("broken off: not published; serving gets what was trained from the next start")
+            return
         publisher = self.publisher
         published = publisher is None or self._publish_everything(publisher)
         if drained and publisher is not None and published:

@@ -40,6 +40,7 @@ def run_worker(config: Config, *, run_dir: Path, security: Security) -> None:
     paths = LoopPaths(
         status=run_dir / "status" / "trainer.json",
         drain=run_dir / "control" / "drain",
+        broken_off=run_dir / "control" / "broken-off",
         verification=run_dir / "verify.safetensors",
     )
     for path in (paths.status, paths.drain):
@@ -126,7 +127,6 @@ def _publisher(
     if not config.serving.shard_address:
         return None
     client = ParamServerClient(config.serving.shard_address, timeout_s=config.publish.request_timeout_s)
-    on.callback(client.close)
     publisher = Publisher(
         recommender,
         client=client,
@@ -135,6 +135,8 @@ def _publisher(
         trace_path=run_dir / "versions.jsonl",
     )
     on.callback(publisher.close)
+    # Before it: a call that is still on its way then waits for nobody, and is lost as in a crash.
+    on.callback(client.close)
     return publisher
 
 

@@ -175,8 +175,9 @@ class Run:
                 raise CampaignError(f"'{life}': still training after {LIFE_TIMEOUT_S:g} s: {ranks.tail()}")
             self._ground.zygote.look(LOOK_S)
         # The trainer's end may come first; what stands still or is dead or full must not stay so.
+        not_begun = [event for _, begins, event in todo if begins]
         for _, begins, event in todo:
-            if not begins:
+            if not begins and event not in not_begun:
                 self._meet(event, ranks, begins=False)
 
     def _meet(self, event: Event, ranks: Ranks, *, begins: bool) -> None:

@@ -49,6 +49,7 @@ class ForkedService:
 
     def start(self) -> None:
         """Start it and wait until it says that it listens."""
+        assert self.process is None or not self.process.running(), f"{self.name} runs already"
         self.ready.unlink(missing_ok=True)
         self.process = self.zygote.start(self.name, self.module, self.argv, log=self.log)
         wait_for_file(self.ready, self.process)

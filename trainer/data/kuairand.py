@@ -162,6 +162,17 @@ class KuaiRandReader:
         return domain_N
 
 
+def check_recording(path: Path, schema: SchemaConfig) -> None:
+    """What can be seen of a recording at once: its names, its columns and each log's first block of lines.
+
+    Raises: as KuaiRandReader does, and DataError where a log holds no impression.
+    """
+    _check_schema(schema)
+    for log in _find_logs(path):
+        if next(number_blocks(log, _needed_columns(log, schema)), None) is None:
+            raise DataError(f"{log}: has column names, but no impression below them")
+
+
 def _in_time_order(path: Path, columns: list[str], *, is_trace: bool) -> Iterator[Columns]:
     """Blocks of one log, ascending in time, with tasks as columns and tab -1 where there is none."""
     if _ascends(path):

@@ -55,7 +55,7 @@ class View:
 def plain_line(observation: Observation) -> str:
     """One line of progress without any markup."""
     trainer = observation.trainer or TrainerStatus(state="starting")
-    produced = observation.producer.impressions_produced if observation.producer else 0
+    produced = _produced(observation, trainer)
     rows, capacity = _rows(trainer.tables)
     held = " ".join(str(state.version or "-") for state in observation.replicas.values()) or "-"
     return (
@@ -114,11 +114,15 @@ def final_numbers(summary: Summary) -> list[tuple[str, str]]:
         (
             "impressions",
             f"{summary.impressions_trained:,} trained of {summary.impressions_produced:,} produced, "
-            f"{summary.dead_letters:,} dead letters, {summary.samples_per_s:,.0f}/s",
+            f"{summary.dead_letters:,} dead letters, {summary.samples_per_s:,.0f}/s inside its steps",
         ),
-        ("AUC", f"{_number(_mean(summary.auc))} (best possible {_number(_mean(summary.best_possible_auc))})"),
+        (f"AUC of {summary.positive_task}", _by_domain(summary)),
         (
-            "GAUC",
+            "AUC, mean of all",
+            f"{_number(_mean(summary.auc))} (best possible {_number(_mean(summary.best_possible_auc))})",
+        ),
+        (
+            "GAUC, mean of all",
             f"{_number(_mean(summary.gauc))} (best possible {_number(_mean(summary.best_possible_gauc))})",
         ),
         (
@@ -147,7 +151,7 @@ def final_numbers(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _flow(observation: Observation, trainer: TrainerStatus) -> RenderableType:
-    produced = observation.producer.impressions_produced if observation.producer else 0
+    produced = _produced(observation, trainer)
     dead = sum(trainer.dead_letters.values())
     grid = Table.grid(padding=(0, 3))
     grid.add_row(
@@ -211,6 +215,26 @@ def _replicas(observation: Observation) -> RenderableType:
         ready = "yes" if state.ready else "no"
         table.add_row(name, str(state.version or "-"), age, f"{state.num_rows:,}", ready)
     return table
+
+
+def _produced(observation: Observation, trainer: TrainerStatus) -> int:
+    """The producer counts what the broker has confirmed; what the trainer has, was produced as well."""
+    confirmed = observation.producer.impressions_produced if observation.producer else 0
+    return max(confirmed, trainer.impressions_trained)
+
+
+def _by_domain(summary: Summary) -> str:
+    """The positive task's AUC in each domain that has one, with the best possible where it is known."""
+    task = summary.positive_task
+    parts = []
+    for domain, tasks in summary.auc.items():
+        value, best = tasks.get(task), summary.best_possible_auc.get(domain, {}).get(task)
+        if value is not None:
+            parts.append(f"{domain} {value:.4f}" + ("" if best is None else f" (best possible {best:.4f})"))
+    more = len(parts) - _DOMAINS_SHOWN
+    if more > 0:
+        parts[_DOMAINS_SHOWN:] = [f"and {more} more in summary.json"]
+    return ", ".join(parts) or "-"
 
 
 def _rows(tables: Iterable[TableStatus]) -> tuple[int, int]:

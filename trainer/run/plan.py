@@ -165,4 +165,5 @@ def _producer(config: Config, options: RunOptions, directory: RunDirectory) -> C
     if options.bootstrap_servers is None:
         arguments.append("--embedded")
     spec = _python("producer", "trainer", "produce", *arguments)
-    return replace(spec, ends_itself=True, ready_timeout_s=None, stop_grace_s=20.0)
+    # Of a broker that has died it waits for answers that its own record of the run does not need.
+    return replace(spec, ends_itself=True, ready_timeout_s=None, stop_grace_s=20.0, broken_off_grace_s=3.0)

@@ -7,6 +7,8 @@ import socket
 import time
 from pathlib import Path
 
+from trainer.config import Config
+from trainer.data.kuairand import check_recording
 from trainer.errors import ConfigError
 from trainer.run.plan import RunOptions
 
@@ -14,16 +16,20 @@ _RETRY_S = 0.2
 _CONNECT_S = 5.0
 
 
-def check_inputs(options: RunOptions, *, timeout_s: float) -> None:
-    """Raises: ConfigError if the recording cannot be read, or no given server is reached within timeout_s.
+def check_inputs(config: Config, options: RunOptions) -> None:
+    """Look at the recording's first lines, and call the servers for as long as kafka.start_timeout_s.
+
+    Raises: ConfigError if the recording may not be read or the schema is not its own, or no given server is
+        reached; DataError naming the file and what is wrong with it.
 
     A server that is reached may still refuse what the children ask of it; they say so themselves, as they
     alone know how to log in.
     """
     if options.data is not None:
         _check_readable(options.data)
+        check_recording(options.data, config.schema)
     if options.bootstrap_servers is not None:
-        _check_reachable(options.bootstrap_servers, timeout_s=timeout_s)
+        _check_reachable(options.bootstrap_servers, timeout_s=config.kafka.start_timeout_s)
 
 
 def _check_readable(data: Path) -> None:

@@ -50,6 +50,8 @@ class ChildSpec:
     """`--ready-file PATH` is added to the command and this long is waited for it; None = no ready file."""
     stop_grace_s: float = 10.0
     """Between SIGTERM and SIGKILL."""
+    broken_off_grace_s: float = 60.0
+    """The most of it once the run is broken off: a process of the path has died."""
     stopped_codes: tuple[int, ...] = (0, -signal.SIGTERM)
     """Exit codes of a clean end after SIGTERM."""
 

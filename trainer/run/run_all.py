@@ -6,7 +6,8 @@
   4. verify     every replica holds that version and predicts what the trainer predicts
   5. stop       replicas, shard, broker
   6. conclude   summary.json, report.html, the final screen, the exit code
-A signal or a child's death leads from any of 1-4 to 5; what is known by then is still written down.
+A signal or a child's death leads from any of 1-4 to 5; what is known by then is still written down. After a
+death the run is broken off: the trainer saves its state and publishes nothing more.
 """
 
 from __future__ import annotations
@@ -59,10 +60,11 @@ def run_all(
 
     Returns: 0 if every check of the summary passed; 1 if one failed or a process died; 130 after SIGINT,
     143 after SIGTERM, 129 after SIGHUP.
-    Raises: ConfigError before anything is started, if the options or the directory cannot be used.
+    Raises: ConfigError or DataError before anything is started, if the options, the recording or the
+        directory cannot be used.
     """
     config = resolve_config(config, options)
-    check_inputs(options, timeout_s=config.kafka.start_timeout_s)
+    check_inputs(config, options)
     with open_run_directory(options.out_dir, resume=options.resume) as directory, StopSignals() as signals:
         plan = make_plan(config, options, directory)
         run = _Run(config, options, directory, replicas=plan.replicas)
@@ -108,6 +110,7 @@ class _Run:
                 self._ended = f"interrupted by {signal_received}"
             except (FreshetError, ParamServerError) as error:
                 self._ended = str(error)
+                supervisor.break_off()
             view.phase("stopping")
             supervisor.stop_all()
             stages.close()

@@ -79,6 +79,11 @@ class RunDirectory:
         return self.root / "control" / "drain"
 
     @property
+    def broken_off(self) -> Path:
+        """While it exists, a trainer that is told to stop only saves its state."""
+        return self.root / "control" / "broken-off"
+
+    @property
     def version_log(self) -> Path:
         return self.root / "version-log"
 
@@ -154,8 +159,9 @@ def open_run_directory(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
         try:
             yield directory
         finally:
-            # A trainer that is later started here by itself would take it for its own and leave at once.
+            # A trainer that is later started here by itself would take them for its own.
             directory.drain.unlink(missing_ok=True)
+            directory.broken_off.unlink(missing_ok=True)
     finally:
         os.close(lock)
 

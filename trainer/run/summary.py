@@ -84,6 +84,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     freshness_steady_ms: FreshnessSummary
     """Without the impressions produced in the first seconds, while code is still being compiled."""
     best_possible_gauc: Quality
+    positive_task: str
+    """The schema's: the one task whose quality is worth a line."""
     dead_letter_reasons: dict[str, int]
     preset: str
     version: str
@@ -147,6 +149,7 @@ def summarize(
         config_hash=config.hash(),
         freshness_steady_ms=_freshness(steady),
         best_possible_gauc=producer.best_possible_gauc,
+        positive_task=config.schema.positive_task,
         dead_letter_reasons=trainer.dead_letters,
         preset=config.preset,
         version=trainer.version,

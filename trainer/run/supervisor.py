@@ -11,6 +11,8 @@ Stop, whatever the reason:
   2. replicas
   3. shard
   4. broker
+A run is *broken off* when one of its processes has died. Producer and trainer then no longer wait for what
+may not answer: the trainer only saves its state, and the producer is given little time.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ class Supervisor:
         self._directory = directory
         self._signals = signals
         self._needed: set[str] = set()
+        self._is_broken_off = False
         self._tick: Callable[[], None] = lambda: None
         signals.on_second = self.kill_all
 
@@ -155,6 +158,11 @@ class Supervisor:
             too_early = " before the stream had ended" if code == 0 and is_needed else ""
             raise ChildError(f"{child.spec.name}: {describe_exit(code)}{too_early}; {_tail(child)}")
 
+    def break_off(self) -> None:
+        """Have `stop_all` wait for nothing that needs another process; to be called before it."""
+        self._is_broken_off = True
+        self._directory.broken_off.touch()
+
     def stop_all(self) -> None:
         """End every child in the order of the module's docstring; never raises for a child's sake."""
         for group in _stop_groups(list(self.children.values())):
@@ -163,11 +171,11 @@ class Supervisor:
                 child.terminate()
             started_s = time.monotonic()
             for child in running:
-                left_s = child.spec.stop_grace_s - (time.monotonic() - started_s)
-                if child.wait(max(0.0, left_s)) is None:
-                    log.warning(
-                        "%s: did not end within %g s, killed", child.spec.name, child.spec.stop_grace_s
-                    )
+                grace_s = child.spec.stop_grace_s
+                if self._is_broken_off:
+                    grace_s = min(grace_s, child.spec.broken_off_grace_s)
+                if child.wait(max(0.0, grace_s - (time.monotonic() - started_s))) is None:
+                    log.warning("%s: did not end within %g s, killed", child.spec.name, grace_s)
                     child.kill()
                     child.wait(_KILL_WAIT_S)
 

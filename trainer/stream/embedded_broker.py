@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,9 +29,10 @@ PR_SET_PDEATHSIG = 1
 PARENT_CHECK_S = 0.5
 
 
-def run_embedded_broker(*, topics: Mapping[str, int], ready_file: Path) -> None:
+def run_embedded_broker(*, topics: Mapping[str, int], ready_file: Path | None) -> None:
     """Serve until SIGTERM, SIGINT or the parent's end; must run in the process's main thread.
 
+    Prints host:port, a line of its own, once it listens.
     Args: topics: name → partitions. ready_file: gets {"bootstrap_servers": host:port, "pid": number}.
     Raises: StreamError if the bundled library is missing or refuses a topic.
     """
@@ -40,9 +42,12 @@ def run_embedded_broker(*, topics: Mapping[str, int], ready_file: Path) -> None:
         signal.signal(number, lambda *_: stop.set())
     _die_with_parent()
     servers, close = _start_cluster(topics)
-    temporary = ready_file.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"bootstrap_servers": servers, "pid": os.getpid()}))
-    os.replace(temporary, ready_file)
+    if ready_file is not None:
+        temporary = ready_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"bootstrap_servers": servers, "pid": os.getpid()}))
+        os.replace(temporary, ready_file)
+    sys.stdout.write(f"{servers}\n")
+    sys.stdout.flush()
     # The parent is watched as well, since the kernel's signal exists on Linux only.
     while not stop.wait(PARENT_CHECK_S) and os.getppid() == parent:
         pass

@@ -62,6 +62,34 @@ def test_plain_line_is_one_line_with_the_numbers_that_matter(observation: Observ
     )
 
 
+def test_more_trained_than_confirmed_is_not_shown_as_counted_twice(observation: Observation) -> None:
+    """The producer's count is of what the broker confirmed, and runs behind."""
+    assert observation.producer is not None
+    observation.producer.impressions_produced = 900
+    assert "trained 990 of 990 " in plain_line(observation)
+    console = recorded()
+    console.print(render(observation, phase="training"))
+    assert "produced 990 " in console.export_text()
+
+
+def test_positive_tasks_auc_is_told_by_domain_beside_the_best_possible(
+    small_config: Config, observation: Observation, ending: Ending
+) -> None:
+    lines = final_lines(summary_of(small_config, observation, ending), report=Path("r")).splitlines()
+    assert lines[0].endswith("10 dead letters, 495/s inside its steps")
+    assert lines[1] == "AUC of click: slide 0.7100 (best possible 0.8100), discovery 0.6800"
+    assert lines[2] == "AUC, mean of all: 0.6700 (best possible 0.8050)"
+
+
+def test_many_domains_do_not_fill_the_screen(
+    small_config: Config, observation: Observation, ending: Ending
+) -> None:
+    assert observation.trainer is not None
+    observation.trainer.auc = {f"tab_{number}": {"click": 0.5} for number in range(9)}
+    lines = final_lines(summary_of(small_config, observation, ending), report=Path("r")).splitlines()
+    assert lines[1].endswith("tab_5 0.5000, and 3 more in summary.json")
+
+
 def test_plain_view_writes_no_control_codes_and_not_every_look(observation: Observation) -> None:
     out = io.StringIO()
     with View(Console(file=out, force_terminal=False), live=False) as view:

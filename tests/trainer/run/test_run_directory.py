@@ -100,12 +100,12 @@ def test_resume_without_an_earlier_run_is_refused_and_makes_nothing(tmp_path: Pa
     assert not (tmp_path / "typo").exists()
 
 
-def test_drain_is_removed_at_the_end_also_of_a_run_that_failed(tmp_path: Path) -> None:
+def test_what_tells_the_trainer_to_end_is_removed_also_after_a_run_that_failed(tmp_path: Path) -> None:
     with (  # noqa: PT012
         pytest.raises(ValueError, match="failed"),
         open_run_directory(tmp_path / "run", resume=False) as directory,
     ):
         directory.drain.touch()
+        directory.broken_off.touch()
         raise ValueError("failed")
-    assert directory.drain.parent.is_dir()
-    assert not directory.drain.exists()
+    assert list(directory.drain.parent.iterdir()) == []

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def test_child_that_will_not_stop_when_its_time_is_up_is_an_error(
     supervisor.start(make_spec("deaf"))
     with pytest.raises(ChildError, match="deaf: still runs after SIGTERM"):
         supervisor.stop("deaf")
+
+
+def test_run_that_is_broken_off_gives_a_child_no_more_than_its_short_grace(
+    supervisor: Supervisor, make_spec: MakeSpec
+) -> None:
+    # With its whole grace this child would outlast the test.
+    supervisor.start(replace(make_spec("deaf"), stop_grace_s=600.0, broken_off_grace_s=0.3))
+    supervisor.break_off()
+    supervisor.stop_all()
+    assert [line.split(";")[0] for line in supervisor.unclean()] == ["deaf: ended by SIGKILL"]
 
 
 def test_condition_that_does_not_come_true_ends_the_wait(supervisor: Supervisor, make_spec: MakeSpec) -> None:
