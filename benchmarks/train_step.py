@@ -161,7 +161,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="1x1, dim 16, short turns: a minute or two")
     parser.add_argument("--dims", type=int, nargs="+")
-    parser.add_argument("--setups", nargs="*", choices=SETUPS)
+    parser.add_argument("--setups", nargs="*", choices=SETUPS, help="none: only --scaling-rounds")
     parser.add_argument("--contestants", nargs="+", choices=(*OURS, *PEERS))
     parser.add_argument("--rows", type=int, default=ROWS, help=f"rows of the table (default {ROWS})")
     parser.add_argument("--rounds", type=int, help="turns of each contestant (default 4, quick 2)")
@@ -183,8 +183,10 @@ def main() -> None:
     wanted = options.contestants or (["ours", *PEERS] if options.quick else [*OURS, *PEERS])
     say(f"impressions a second, batch 1024, {options.rows:,} rows; ratio = ours / theirs")
     columns = ("case", "setup", "dim", "peer", "ours", "theirs", "ratio", "ratio_cpu")
-    rows = dense_rows(dims, rounds=4 * options.rounds, compiled="ours_compiled" in wanted)
-    say_table(rows, columns)
+    rows = []
+    if setups:
+        rows = dense_rows(dims, rounds=4 * options.rounds, compiled="ours_compiled" in wanted)
+        say_table(rows, columns)
     by_setup = []
     for setup in setups:
         for dim in dims:

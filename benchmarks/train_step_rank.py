@@ -18,10 +18,10 @@ import torch.distributed as dist
 from msgspec.structs import replace
 
 from benchmarks.report import rounded, say
-from benchmarks.train_step_checkpoint import checkpoint_facts
 from benchmarks.train_step_ours import Ours
 from benchmarks.train_step_parts import parts_of_a_step
 from benchmarks.train_step_peers import ManagedCollision, Static
+from benchmarks.train_step_stalls import checkpoint_facts, version_stall_ms
 from benchmarks.train_step_stream import BATCH, SECOND_SIGHT, Stream, config_for
 from trainer.collectives import Ranks, start_ranks
 from trainer.stream.columns import Impressions
@@ -137,6 +137,7 @@ def _facts_of(every_ours: dict[str, Ours], *, stream: Stream, num_steps: int) ->
     totals = first.publisher.totals
     facts: dict[str, Any] = {"versions": totals.delta, "rows_pushed": totals.rows_pushed}
     facts |= checkpoint_facts(first, stream=stream, num_steps=num_steps)
+    facts["version_stall_ms"] = version_stall_ms(first, stream=stream)
     facts["parts_ms"] = {
         name: parts_of_a_step(one, stream.batches(num_steps)) for name, one in every_ours.items()
     }

@@ -34,6 +34,7 @@ def test_every_contestant_is_measured_and_the_parts_fill_the_step(run_benchmark)
     assert setup["rows_pushed"] > 0
     # Where every id gets a row at first sight, more rows have to leave for it.
     assert 0 < setup["evicted_a_step"]["ours"] < setup["evicted_a_step"]["ours_always"]
+    assert setup["version_stall_ms"] > 0
     assert 0 < setup["checkpoint_stall_ms"] < setup["checkpoint_save_ms"]
     for parts in setup["parts_ms"].values():
         assert min(parts.values()) > 0, parts

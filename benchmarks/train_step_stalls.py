@@ -1,4 +1,4 @@
-"""What checkpoints cost Freshet's training: the standstill, the whole save, and the training lost to it."""
+"""How long Freshet's training stands still for versions and checkpoints, and what else a save takes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from benchmarks.train_step_stream import Stream
 CHECKPOINT_EVERY_S = 60.0
 CHECKPOINTS = 4
 BATCHES_AT_ONCE = 5
+VERSIONS = 5
+VERSION_STEPS = 8
+"""About as many as there are in half a second, the default interval of publishing."""
 
 
 class _Seconds(NamedTuple):
@@ -51,6 +54,17 @@ def checkpoint_facts(ours: Ours, *, stream: Stream, num_steps: int) -> dict[str,
         "checkpoint_share": max(0.0, float(lost_s)) / CHECKPOINT_EVERY_S,
         "checkpoint_share_cpu": max(0.0, float(lost_cpu_s)) / cpu_of_training_s,
     }
+
+
+def version_stall_ms(ours: Ours, *, stream: Stream) -> float:
+    """Median over some versions of VERSION_STEPS steps each: the taking and copying of what changed."""
+    stalls_s = []
+    for _ in range(VERSIONS):
+        stalls_s.append(_timed(ours.begin_turn).wall_s)
+        ours.run(stream.batches(VERSION_STEPS))
+        ours.end_turn()
+    # The first had more to take.
+    return rounded(1e3 * float(np.median(stalls_s[1:])))
 
 
 def _one(ours: Ours, *, stream: Stream, step: _Seconds) -> tuple[float, float, float, float]:
