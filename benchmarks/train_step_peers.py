@@ -7,6 +7,8 @@ comes, and nothing else: no id table, no eviction, no metrics, no publishing, no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -52,7 +54,11 @@ class Static:
     def slots(self, keys_L: Keys) -> Keys:
         return np.remainder(keys_L, self.rows)
 
-    def step(self, impressions: Impressions) -> None:
+    def run(self, batches: Sequence[Impressions]) -> None:
+        for impressions in batches:
+            self._step(impressions)
+
+    def _step(self, impressions: Impressions) -> None:
         keys_L = keys_of(impressions, self.layout)
         lengths_FB = np.ones((len(self.layout.features), len(impressions)), np.int32)
         logits_BT = self.dense(self._tables(self.slots(keys_L), lengths_FB))

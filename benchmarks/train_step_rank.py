@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,40 +21,46 @@ from benchmarks.report import rounded, say
 from benchmarks.train_step_ours import Ours
 from benchmarks.train_step_parts import parts_of_a_step
 from benchmarks.train_step_peers import ManagedCollision, Static
-from benchmarks.train_step_stream import BATCH, Stream, config_for
+from benchmarks.train_step_stalls import checkpoint_facts, version_stall_ms
+from benchmarks.train_step_stream import BATCH, SECOND_SIGHT, Stream, config_for
 from trainer.collectives import Ranks, start_ranks
-from trainer.config import Config
 from trainer.stream.columns import Impressions
 from trainer.warm_up import compile_kernels
 
-CHECKPOINT_EVERY_S = 60.0
-CHECKPOINTS = 3
 PEER_TURN_SHARE = 0.4
 """A contestant without a publishing interval needs no turn as long as one."""
 
 
 class Contestant(Protocol):
-    def step(self, impressions: Impressions) -> None: ...
+    def run(self, batches: Sequence[Impressions]) -> None: ...
     def begin_turn(self) -> None: ...
     def end_turn(self) -> None: ...
 
 
-def contestants(
-    config: Config, *, rows: int, ranks: Ranks, wanted: list[str], directory: Path
-) -> dict[str, Contestant]:
+def contestants(options: argparse.Namespace, *, ranks: Ranks) -> dict[str, Contestant]:
     made: dict[str, Contestant] = {}
-    for name in wanted:
-        if name in ("ours", "ours_compiled"):
-            address = (directory / f"{name}.address").read_text()
-            own = replace(config, serving=replace(config.serving, shard_address=address))
-            compiled = name == "ours_compiled"
-            made[name] = Ours(own, rows=rows, ranks=ranks, directory=directory / name, compiled=compiled)
-        elif name in ("static", "static_same_dense"):
-            made[name] = Static(config, rows=rows, ranks=ranks, plain=name == "static")
+    sizes = {"dim": options.dim, "rows": options.rows, "threads": options.threads}
+    always = config_for(**sizes, world_size=ranks.world_size)
+    second_sight = config_for(**sizes, world_size=ranks.world_size, admission=SECOND_SIGHT)
+    for config in (always, second_sight):
+        compile_kernels(config)
+    for name in options.contestants:
+        if name.startswith("ours"):
+            config = always if name == "ours_always" else second_sight
+            address = (options.directory / f"{name}.address").read_text()
+            made[name] = Ours(
+                replace(config, serving=replace(config.serving, shard_address=address)),
+                rows=options.rows,
+                ranks=ranks,
+                directory=options.directory / name,
+                compiled=name == "ours_compiled",
+            )
+        elif name.startswith("static"):
+            made[name] = Static(always, rows=options.rows, ranks=ranks, plain=name == "static")
         else:
             policy, interval = name.rsplit("_", 1)
             made[name] = ManagedCollision(
-                config, rows=rows, ranks=ranks, policy=policy, interval=int(interval)
+                always, rows=options.rows, ranks=ranks, policy=policy, interval=int(interval)
             )
     return made
 
@@ -74,14 +81,12 @@ class Turns:
     def _steps_in_a_turn(self, name: str, turn_s: float) -> int:
         """The same on every rank; after some steps that warm the contestant up."""
         one = self._made[name]
-        for batch in self._stream.batches(self._warm_steps):
-            one.step(batch)
-        began_s = time.perf_counter()
+        one.run(self._stream.batches(self._warm_steps))
         batches = self._stream.batches(self._warm_steps)
-        for batch in batches:
-            one.step(batch)
+        began_s = time.perf_counter()
+        one.run(batches)
         step_us = int(1e6 * (time.perf_counter() - began_s) / self._warm_steps)
-        step_us = int(self._ranks.max(np.array([step_us], np.int64))[0])
+        step_us = int(self._ranks.gather(np.array([step_us], np.int64)).max())
         share = 1.0 if isinstance(one, Ours) else PEER_TURN_SHARE
         # MCH evicts every tenth batch: a turn has whole tens.
         return max(10, round(share * turn_s * 1e6 / step_us / 10) * 10)
@@ -94,8 +99,7 @@ class Turns:
             one = self._made[name]
             began_s, began_cpu_s = time.perf_counter(), time.process_time()
             one.begin_turn()
-            for batch in batches:
-                one.step(batch)
+            one.run(batches)
             one.end_turn()
             self._ranks.barrier()
             num = len(batches) * BATCH
@@ -105,38 +109,44 @@ class Turns:
 
 
 def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
-    config = config_for(
-        dim=options.dim,
-        rows=options.rows,
+    made = contestants(options, ranks=ranks)
+    stream = Stream(
+        config_for(dim=options.dim, rows=options.rows, world_size=ranks.world_size, threads=options.threads),
+        rank=ranks.rank,
         world_size=ranks.world_size,
-        threads=options.threads,
     )
-    compile_kernels(config)
-    made = contestants(
-        config, rows=options.rows, ranks=ranks, wanted=options.contestants, directory=options.directory
-    )
-    stream = Stream(config, rank=ranks.rank, world_size=ranks.world_size)
     turns = Turns(made, stream=stream, ranks=ranks, effort=options)
+    every_ours = {name: one for name, one in made.items() if isinstance(one, Ours)}
+    before = {name: (_evicted(one), one.steps_done) for name, one in every_ours.items()}
     for turn in range(options.rounds):
         turns.round(turn)
-    ours = made["ours"]
-    assert isinstance(ours, Ours)
-    stalls_s = [ours.checkpoint_stall_s() for _ in range(CHECKPOINTS)]
-    counters = next(iter(ours.recommender.shards.values())).ids.counters()
-    facts = {
-        "rates": _rounded(turns.rates),
-        "cpu_rates": _rounded(turns.cpu_rates),
-        "checkpoint_stall_ms": rounded(1e3 * float(np.median(stalls_s))),
-        "checkpoint_share": float(np.median(stalls_s)) / CHECKPOINT_EVERY_S,
-        "evicted": counters.evicted,
-        "versions": ours.publisher.totals.delta,
-        "rows_pushed": ours.publisher.totals.rows_pushed,
-        "parts_ms": parts_of_a_step(ours, stream.batches(2 * options.warm_steps)),
-    }
-    for one in made.values():
-        if isinstance(one, Ours):
-            one.close()
+    facts: dict[str, Any] = {"rates": _rounded(turns.rates), "cpu_rates": _rounded(turns.cpu_rates)}
+    if not options.rates_only:
+        facts["evicted_a_step"] = {
+            name: rounded((_evicted(one) - before[name][0]) / (one.steps_done - before[name][1]))
+            for name, one in every_ours.items()
+        }
+        facts |= _facts_of(every_ours, stream=stream, num_steps=2 * options.warm_steps)
+    for one in every_ours.values():
+        one.close()
     return facts
+
+
+def _facts_of(every_ours: dict[str, Ours], *, stream: Stream, num_steps: int) -> dict[str, Any]:
+    first = every_ours["ours"]
+    totals = first.publisher.totals
+    facts: dict[str, Any] = {"versions": totals.delta, "rows_pushed": totals.rows_pushed}
+    facts |= checkpoint_facts(first, stream=stream, num_steps=num_steps)
+    facts["version_stall_ms"] = version_stall_ms(first, stream=stream)
+    facts["parts_ms"] = {
+        name: parts_of_a_step(one, stream.batches(num_steps)) for name, one in every_ours.items()
+    }
+    return facts
+
+
+def _evicted(ours: Ours) -> int:
+    """Of this rank, so far."""
+    return sum(sum(shard.ids.counters().evicted.values()) for shard in ours.recommender.shards.values())
 
 
 def _rounded(rates: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -153,6 +163,7 @@ def main() -> None:
     parser.add_argument("--turn-s", type=float, required=True)
     parser.add_argument("--warm-steps", type=int, required=True)
     parser.add_argument("--contestants", nargs="+", required=True)
+    parser.add_argument("--rates-only", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     ranks = start_ranks()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from benchmarks.zipf import zipf_ranks
-from feature_eviction import make_keys, table_bytes
+from feature_eviction import AdmissionConfig, make_keys, table_bytes
 from trainer.changed_rows import BYTES_PER_SLOT
 from trainer.config.config import Config, ModelConfig, PublishConfig, TableConfig, TrainConfig
 from trainer.config.schema import FeatureConfig, FeatureRole, SchemaConfig, TaskConfig
@@ -27,6 +27,10 @@ START_S = 1_750_000_000
 EVENT_MS_PER_BATCH = 50
 DAY_S = 86_400
 
+ALWAYS = AdmissionConfig()
+SECOND_SIGHT = AdmissionConfig(kind="count", min_count=2)
+"""As the large classes of such a stream would be admitted: most of their ids are never seen again."""
+
 # An odd factor modulo 2^52 spreads the ranks over all raw ids, one to one.
 _SPREAD = 0x9E3779B97F4A7
 _ID_MASK = (1 << 52) - 1
@@ -34,8 +38,11 @@ _ID_MASK = (1 << 52) - 1
 Keys = npt.NDArray[np.int64]
 
 
-def features_of(dim: int) -> tuple[FeatureConfig, ...]:
-    """A domain, 6 user, 6 item, 2 author and 5 other features; items and authors expire."""
+def features_of(dim: int, *, admission: AdmissionConfig = ALWAYS) -> tuple[FeatureConfig, ...]:
+    """A domain, 6 user, 6 item, 2 author and 5 other features; items and authors expire.
+
+    Args: admission: of all but the domain, which has three ids.
+    """
     counts: dict[FeatureRole, int] = {"user": 6, "item": 6, "author": 2, "other": 5}
     roles = [role for role, count in counts.items() for _ in range(count)]
     return (
@@ -46,6 +53,7 @@ def features_of(dim: int) -> tuple[FeatureConfig, ...]:
                 class_id=index + 2,
                 dim=dim,
                 role=role,
+                admission=admission,
                 ttl_s=30 * DAY_S if role in ("item", "author") else None,
             )
             for index, role in enumerate(roles)
@@ -53,13 +61,15 @@ def features_of(dim: int) -> tuple[FeatureConfig, ...]:
     )
 
 
-def config_for(*, dim: int, rows: int, world_size: int, threads: int) -> Config:
+def config_for(
+    *, dim: int, rows: int, world_size: int, threads: int, admission: AdmissionConfig = ALWAYS
+) -> Config:
     """A run whose table has `rows` rows over all ranks, or a few more."""
     table = TableConfig(dim=dim, bytes_limit=1)
     config = Config(
         preset="train_step",
         schema=SchemaConfig(
-            features=features_of(dim),
+            features=features_of(dim, admission=admission),
             domains=DOMAINS,
             tasks=tuple(TaskConfig(name=name) for name in TASKS),
             positive_task="click",

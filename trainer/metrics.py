@@ -20,18 +20,10 @@ Columns = dict[str, npt.NDArray[Any]]
 def auc(scores_N: npt.NDArray[np.floating], labels_N: npt.NDArray[np.number]) -> float | None:
     """Area under the ROC curve; tied scores count half.
 
-    Args: labels_N: 0 or 1, any dtype.
+    Args: scores_N: compared as float32. labels_N: 0 or 1, any dtype.
     Returns: None where it is not defined (no positives or no negatives).
     """
-    positive_N = labels_N > 0.5
-    num_positive = int(positive_N.sum())
-    num_negative = len(labels_N) - num_positive
-    if num_positive == 0 or num_negative == 0:
-        return None
-    _, inverse_N, counts_U = np.unique(scores_N, return_inverse=True, return_counts=True)
-    mean_rank_U = np.cumsum(counts_U) - (counts_U - 1) / 2.0
-    rank_sum = float(mean_rank_U[inverse_N[positive_N]].sum())
-    return (rank_sum - num_positive * (num_positive + 1) / 2.0) / (num_positive * num_negative)
+    return _gauc(scores_N, labels_N, np.zeros(len(scores_N), np.int64))
 
 
 def gauc(
@@ -41,33 +33,62 @@ def gauc(
 ) -> float | None:
     """AUC per user, averaged with the users' impressions as weights; users with one class are skipped.
 
+    Args: scores_N: compared as float32. labels_N: 0 or 1, any dtype.
     Returns: None where no user has both classes.
     """
+    _, user_N = np.unique(users_N, return_inverse=True)
+    return _gauc(scores_N, labels_N, user_N)
+
+
+def _gauc(
+    scores_N: npt.NDArray[np.floating],
+    labels_N: npt.NDArray[np.number],
+    user_N: npt.NDArray[np.int64],
+) -> float | None:
+    """gauc of users that are numbered from 0 to less than 2^31."""
     if len(scores_N) == 0:
         return None
-    order_N = np.lexsort((scores_N, users_N))
-    scores_N, users_N, positive_N = scores_N[order_N], users_N[order_N], labels_N[order_N] > 0.5
-    new_user_N = np.r_[True, users_N[1:] != users_N[:-1]]
-    user_N = np.cumsum(new_user_N) - 1
-    user_start_U = np.flatnonzero(new_user_N)
-    # Ties inside a user share the mean of their ranks, counted from 1 within the user.
-    new_tie_N = new_user_N | np.r_[True, scores_N[1:] != scores_N[:-1]]
-    tie_start_G = np.flatnonzero(new_tie_N)
-    tie_size_G = np.diff(np.r_[tie_start_G, len(scores_N)])
-    mean_position_G = tie_start_G + (tie_size_G + 1) / 2.0
-    rank_N = mean_position_G[np.cumsum(new_tie_N) - 1] - user_start_U[user_N]
+    # User, score and label in one integer: a plain sort takes a tenth of the time of sorting places.
+    packed_N = user_N.astype(np.uint64) << np.uint64(33)
+    packed_N |= _in_order(scores_N).astype(np.uint64) << np.uint64(1)
+    packed_N |= (labels_N > 0.5).astype(np.uint64)
+    packed_N.sort()
+    positive_N = (packed_N & np.uint64(1)).astype(np.int64)
+    user_start_U = np.flatnonzero(_begins(packed_N >> np.uint64(33)))
+    begins_tie_N = _begins(packed_N >> np.uint64(1))
+    tie_start_G = np.flatnonzero(begins_tie_N)
 
-    shown_U = np.bincount(user_N).astype(np.float64)
-    positive_U = np.bincount(user_N, weights=positive_N)
+    shown_U = np.diff(user_start_U, append=len(packed_N))
+    positive_U = np.add.reduceat(positive_N, user_start_U)
     negative_U = shown_U - positive_U
-    rank_sum_U = np.bincount(user_N, weights=rank_N * positive_N)
+    # Of each positive: the negatives of its user with a lower score, and half of those with the same.
+    positive_G = np.add.reduceat(positive_N, tie_start_G)
+    negative_G = np.diff(tie_start_G, append=len(packed_N)) - positive_G
+    first_tie_U = np.cumsum(begins_tie_N)[user_start_U] - 1
+    negative_before_G = np.cumsum(negative_G) - negative_G
+    twice_won_G = positive_G * (2 * negative_before_G + negative_G)
+    twice_won_U = np.add.reduceat(twice_won_G, first_tie_U)
+    twice_won_U -= 2 * positive_U * negative_before_G[first_tie_U]
     both_U = (positive_U > 0) & (negative_U > 0)
     if not both_U.any():
         return None
-    auc_U = (rank_sum_U[both_U] - positive_U[both_U] * (positive_U[both_U] + 1) / 2.0) / (
-        positive_U[both_U] * negative_U[both_U]
-    )
+    auc_U = twice_won_U[both_U] / (2.0 * positive_U[both_U] * negative_U[both_U])
     return float(np.average(auc_U, weights=shown_U[both_U]))
+
+
+def _in_order(scores_N: npt.NDArray[np.floating]) -> npt.NDArray[np.uint32]:
+    """Integers in the order of the scores, equal where they are."""
+    # Adding zero makes one zero of two.
+    bits_N = (scores_N.astype(np.float32) + np.float32(0.0)).view(np.uint32)
+    sign = np.uint32(1 << 31)
+    return np.where(bits_N & sign, ~bits_N, bits_N | sign)
+
+
+def _begins(sorted_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Where a run of equal values begins; at least one value."""
+    begins_N = np.ones(len(sorted_N), np.bool_)
+    np.not_equal(sorted_N[1:], sorted_N[:-1], out=begins_N[1:])
+    return begins_N
 
 
 class QualityWindow:
@@ -206,9 +227,10 @@ def joint_qualities(
             for name in ("scores", "labels", "known", "users")
         )
         aucs[domain], gaucs[domain] = {}, {}
+        _, user_M = np.unique(users_M, return_inverse=True)
         for task_index, task in enumerate(tasks):
             known_M = known_MT[:, task_index].astype(np.bool_)
             scores_K, labels_K = scores_MT[known_M, task_index], labels_MT[known_M, task_index]
             aucs[domain][task] = auc(scores_K, labels_K)
-            gaucs[domain][task] = gauc(scores_K, labels_K, users_M[known_M])
+            gaucs[domain][task] = _gauc(scores_K, labels_K, user_M[known_M])
     return aucs, gaucs

@@ -83,6 +83,8 @@ class MappedTable:
     shard: TableShard
     owned: MapResult
     """What the id table did for all ranks' keys."""
+    first_rows_MD: npt.NDArray[np.float32]
+    """What the new slots begin with."""
     slots_L: npt.NDArray[np.int64]
     """Global slots, without the default row."""
     lengths_FB: npt.NDArray[np.int32]
@@ -173,7 +175,14 @@ class Recommender:
             shard.ids.release(shard.ids.newest_batch - 1)
             routed = shard.router.map(table.keys_L, positives_L=table.positives_L, now_s=now_s)
             slots_L, lengths_FB = drop_default(routed.global_slots_L, table.lengths_FB)
-            mapped.append(MappedTable(shard, routed.owned, slots_L, lengths_FB))
+            # Made here and not where they are written, since `learn` is what a step waits for.
+            first_rows_MD = first_rows(
+                routed.owned.new_keys_M,
+                dim=shard.config.dim,
+                scale=self._config.optimizer.embedding_init_scale,
+                seed=self._config.seed,
+            )
+            mapped.append(MappedTable(shard, routed.owned, first_rows_MD, slots_L, lengths_FB))
         reach("after_map")
         return MappedBatch(impressions, num_rows, mapped)
 
@@ -183,7 +192,7 @@ class Recommender:
         Returns: probabilities float32 [N, T], made before this batch was learned.
         """
         for table in batch.tables:
-            self._apply_map(table.shard, table.owned)
+            self._apply_map(table)
         embedding_BE = self.embeddings(
             np.concatenate([table.slots_L for table in batch.tables]),
             np.concatenate([table.lengths_FB for table in batch.tables]),
@@ -206,25 +215,19 @@ class Recommender:
             logits_BT = self._learn(embedding_BE)
         return logits_BT.float()
 
-    def _apply_map(self, shard: TableShard, owned: MapResult) -> None:
+    def _apply_map(self, table: MappedTable) -> None:
         """Record evictions, reset rows that have a new owner, record the rows this step will change.
 
         The order matters: a slot that was evicted and given away in the same call must end as its
         new owner's.
         """
+        shard, owned = table.shard, table.owned
         shard.changed.evict(owned.evicted_keys_K, owned.evicted_slots_K)
         if len(owned.new_slots_M):
-            rows_MD = first_rows(
-                owned.new_keys_M,
-                dim=shard.config.dim,
-                scale=self._config.optimizer.embedding_init_scale,
-                seed=self._config.seed,
-            )
-            slots_M = torch.from_numpy(owned.new_slots_M.astype(np.int64)).to(self._device)
-            shard.rows.rows_CD[slots_M] = torch.from_numpy(rows_MD).to(self._device)
-            shard.rows.state_C[slots_M] = 0.0
-        touched_U = np.unique(owned.slots_N)
-        shard.changed.touch(touched_U[touched_U >= 0].astype(np.int64))
+            slots_M = torch.from_numpy(owned.new_slots_M).to(self._device)
+            shard.rows.rows_CD.index_copy_(0, slots_M, torch.from_numpy(table.first_rows_MD).to(self._device))
+            shard.rows.state_C.index_fill_(0, slots_M, 0.0)
+        shard.changed.touch(owned.slots_N[owned.slots_N >= 0])
 
     def _labels(self, impressions: Impressions, *, num_rows: int) -> tuple[Tensor, Tensor]:
         """Labels and their known mask, padded to the batch's rows with unknown ones."""

@@ -63,11 +63,13 @@ class ShardedTables:
                 num_embeddings=num_slots * world_size,
                 embedding_dim=next(f.dim for f in layout.features if f.table == table),
                 feature_names=[f.name for f in layout.features if f.table == table],
-                pooling=PoolingType.MEAN,
+                # Over rows TorchRec makes a mean of a sum too, at 2 ms a batch of 1024 even for single ids.
+                pooling=PoolingType.SUM,
             )
             for table, num_slots in slots_per_rank.items()
         ]
         self._feature_names = [name for config in configs for name in config.feature_names]
+        self._dims_F = torch.tensor(layout.dims, device=device)
         self._device = device
         module = _Embeddings(EmbeddingBagCollection(tables=configs, device=torch.device("meta")))
         sharder = EmbeddingBagCollectionSharder(
@@ -122,7 +124,10 @@ class ShardedTables:
         pooled = self._sharded(features)
         keyed = pooled.wait() if hasattr(pooled, "wait") else pooled
         values_BE: Tensor = keyed.values()
-        return values_BE
+        if lengths_FB.max(initial=0) <= 1:
+            return values_BE
+        num_BF = torch.from_numpy(np.maximum(lengths_FB.T, 1).astype(np.float32)).to(self._device)
+        return values_BE / num_BF.repeat_interleave(self._dims_F, dim=1)
 
 
 def drop_default(

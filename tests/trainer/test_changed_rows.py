@@ -65,6 +65,14 @@ class World:
         self.way = None
 
 
+def test_a_row_that_several_ranks_bring_to_one_step_is_updated_once() -> None:
+    changed = ChangedRows(NUM_SLOTS)
+    changed.touch(np.array([5, 3, 5, 5]))
+    changed.touch(np.array([3]))
+    taken = changed.take(lambda slots_N: slots_N, rules=EVERYTHING, now_s=1000)
+    assert dict(zip(taken.slots_N.tolist(), taken.updates_N.tolist(), strict=True)) == {3: 2, 5: 1}
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_serving_equals_the_trainer_after_quiescence(seed: int) -> None:
     rng = np.random.default_rng(seed)

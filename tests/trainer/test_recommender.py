@@ -17,7 +17,7 @@ from trainer.config import Config
 from trainer.errors import ConfigError
 from trainer.features import KeyMaker
 from trainer.model import multi_task_loss
-from trainer.recommender import Recommender
+from trainer.recommender import MappedTable, Recommender
 from trainer.row_init import first_rows
 from trainer.stream.columns import Impressions
 from trainer.stream.slicing import slice_impressions
@@ -154,9 +154,10 @@ def test_evicted_row_never_serves_its_next_owner(
     owners: dict[int, int] = {}
     apply_map = recommender._apply_map
 
-    def checked(shard_, owned):  # type: ignore[no-untyped-def]
+    def checked(table: MappedTable) -> None:
         nonlocal seen_new, reused
-        apply_map(shard_, owned)
+        apply_map(table)
+        owned = table.owned
         expected = first_rows(
             owned.new_keys_M, dim=16, scale=config.optimizer.embedding_init_scale, seed=config.seed
         )
