@@ -26,8 +26,8 @@ from param_server.client import (
     crc32c,
     encode_manifest,
 )
-from param_server.receive import receive_versions
 from param_server.local_store import LocalStore
+from param_server.receive import receive_versions
 from param_server.shard import Shard as ShardLogic
 from param_server.shard_service import SERVER_THREADS, ShardServicer
 from param_server.transport import open_channel, open_server

@@ -17,10 +17,10 @@ from param_server.errors import (
     LogError,
     MissingBlobError,
 )
-from param_server.manifest import Manifest, Version, blob_ref, content_name
 from param_server.fsspec_store import open_fsspec_store
 from param_server.local_store import LocalStore
 from param_server.log_recovery import recover
+from param_server.manifest import Manifest, Version, blob_ref, content_name
 from param_server.version_log import VersionLog
 
 PROGRAM, SIGNATURE = b"program", b"signature"
@@ -381,7 +381,7 @@ def test_one_process_at_a_time_has_the_log_open(tmp_path):
 
 
 class FsyncWatch:
-    """Which inodes were synced after their last write, and when names changed in a folder since its last sync."""
+    """What was written or named and not synced since."""
 
     def __init__(self, monkeypatch) -> None:
         self.synced: set[int] = set()
