@@ -3,6 +3,8 @@
 python -m param_server shard --address 127.0.0.1:0 --log-dir DIR
 python -m param_server replica --shard ADDRESS --address 127.0.0.1:0
 python -m param_server status ADDRESS
+python -m param_server rollback ADDRESS VERSION
+python -m param_server log ls|verify|show|diff|gc LOG_DIR ...
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from types import FrameType
 import msgspec
 import structlog
 
+from param_server import log_commands, shard_process
 from param_server.errors import ParamServerError
+from param_server.manifest import Version
 
 STOP_GRACE_S = 2.0
 
@@ -30,10 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m param_server", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     shard = commands.add_parser("shard", help="keep the version log and stream it to replicas")
-    shard.add_argument("--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any")
-    shard.add_argument("--log-dir", type=Path, required=True, help="folder of the version log")
-    shard.add_argument("--keep-full", type=int, default=2, help="full versions kept in the log")
-    shard.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
+    shard_process.add_options(shard)
     replica = commands.add_parser("replica", help="follow a shard and answer predictions")
     replica.add_argument("--shard", required=True, help="the shard's host:port")
     replica.add_argument("--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any")
@@ -42,6 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     replica.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
     status = commands.add_parser("status", help="show the state of a shard or a replica")
     status.add_argument("address")
+    rollback = commands.add_parser("rollback", help="publish an older version's content as a new version")
+    rollback.add_argument("address", help="of shard 0")
+    rollback.add_argument("version", help="generation.sequence, as `log ls` shows it")
+    log_commands.add_commands(commands.add_parser("log", help="look into a version log, or tidy it"))
     arguments = parser.parse_args(argv)
     # Standard output belongs to `status`; logs go beside it.
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
@@ -51,6 +56,10 @@ def main(argv: list[str] | None = None) -> int:
             run_shard(arguments)
         elif arguments.command == "replica":
             run_replica(arguments)
+        elif arguments.command == "rollback":
+            roll_back(arguments.address, arguments.version)
+        elif arguments.command == "log":
+            return log_commands.run(arguments)
         else:
             show_status(arguments.address)
     except ParamServerError as error:
@@ -64,22 +73,27 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_shard(arguments: argparse.Namespace) -> None:
-    from param_server.shard import SERVER_THREADS, ShardServicer
+    from param_server.shard_service import SERVER_THREADS, ShardServicer
     from param_server.transport import open_server
-    from param_server.version_log import VersionLog
     from proto import param_server_pb2_grpc
 
     stop = stop_on_signals()
     server, address = open_server(arguments.address, num_threads=SERVER_THREADS)
-    log = VersionLog(arguments.log_dir, keep_full=arguments.keep_full)
-    servicer = ShardServicer(log)
+    shard = shard_process.open_shard(arguments)
+    servicer = ShardServicer(shard, clock_ms=wall_clock_ms)
     param_server_pb2_grpc.add_ParamServerServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     server.start()
+    beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="maintain")
+    maintaining = beside.submit(shard_process.maintain, shard, stop)
+    # An error that it does not expect ends the process: it must not go on unmaintained.
+    maintaining.add_done_callback(lambda _: stop.set())
     announce(arguments.ready_file, address)
     stop.wait()
     servicer.stop()
     server.stop(STOP_GRACE_S).wait()
-    log.close()
+    wait([maintaining])
+    shard.log.close()
+    maintaining.result()
 
 
 def run_replica(arguments: argparse.Namespace) -> None:
@@ -108,6 +122,15 @@ def run_replica(arguments: argparse.Namespace) -> None:
     server.stop(STOP_GRACE_S).wait()
     replica.close()
     following.result()
+
+
+def roll_back(address: str, text: str) -> None:
+    """Write the new version's number."""
+    from param_server.client import ParamServerClient
+
+    with ParamServerClient(address, timeout_s=60.0) as shard:
+        old = Version.parse(text)
+        sys.stdout.write(f"{shard.rollback(old)} has the content of {old}\n")
 
 
 def show_status(address: str) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import msgspec
 import numpy as np
 import numpy.typing as npt
+import structlog
 
-from param_server.blob_parts import from_message, split_blob
+from param_server.blob_parts import from_message, split_blob, to_message
 from param_server.errors import (
     AddressError,
     BadBlobError,
@@ -37,6 +39,7 @@ from param_server.manifest import (
     decode_manifest,
     encode_manifest,
 )
+from param_server.row_blobs import split_by_shard
 from param_server.rules import (
     NEVER_PUSHED_S,
     ChangedColumns,
@@ -46,6 +49,7 @@ from param_server.rules import (
     record_push,
 )
 from param_server.rules_config import RulesConfig
+from param_server.shard_state import ShardState, VersionInfo
 from param_server.signature import (
     ServingSignature,
     SignatureFeature,
@@ -57,22 +61,16 @@ from proto import open_inference_pb2_grpc, param_server_pb2, param_server_pb2_gr
 from proto.row_segment import RowFormat, RowSegment, decode, encode, split
 from proto.tensor_blob import BlobError, crc32c, decode_tensors, encode_tensors
 
+log = structlog.get_logger()
+
 
 @dataclass(frozen=True, slots=True)
-class ShardState:
-    """A shard's answer to `status`."""
+class PulledRows:
+    """complete: no row has left the shard's memory, so an id that is missing does not exist."""
 
-    head: Version | None
-    fenced_generation: int
-    num_versions: int
-    num_full: int
-    num_delta: int
-    num_rows: int
-    bytes_published: int
-    num_subscribers: int
-    subscribers: tuple[str, ...]
-    """The names of the replicas that follow."""
-    damage: tuple[str, ...]
+    version: Version | None
+    segment: RowSegment
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,18 +158,58 @@ class ParamServerClient(_Connection):
         Raises: FencedError, GapError (its parent is not the head), MissingBlobError (publish again),
             ConflictError, BadBlobError, ManifestError, UnavailableError.
         """
-        data = encode_manifest(manifest)
-        request = param_server_pb2.CommitRequest(manifest=data, crc32c=crc32c(data))
-        reply = self._call(self._stub.Commit, request)
+        reply = self._call(self._stub.Commit, _commit_request(manifest))
         return from_message(reply.head), reply.repeated_commit
+
+    def prepare(self, manifest: Manifest) -> dict[str, tuple[str, int]]:
+        """At a shard other than 0: its part of the version, checked: blob name -> (segment, offset).
+
+        Raises: what `commit` raises.
+        """
+        reply = self._call(self._stub.Prepare, _commit_request(manifest))
+        return {one.name: (one.segment, one.segment_offset) for one in reply.blobs}
+
+    def rollback(self, version: Version) -> Version:
+        """Commit a new version with an older one's content; returns the new one.
+
+        Raises: MissingBlobError if the log does not have the older one, GapError if it is the head.
+        """
+        request = param_server_pb2.RollbackRequest(version=to_message(version))
+        return from_message(self._call(self._stub.Rollback, request).head)
+
+    def versions(self) -> list[VersionInfo]:
+        """Everything that is in the log, oldest first."""
+        reply = self._call(self._stub.Versions, param_server_pb2.VersionsRequest())
+        return [
+            VersionInfo(
+                version=from_message(one.version),
+                parent=_version_or_none(one, "parent"),
+                kind=one.kind,
+                has_snapshot=one.has_snapshot,
+                num_rows=one.num_rows,
+                num_deletes=one.num_deletes,
+                num_bytes=one.num_bytes,
+                created_ms=one.created_ms,
+                rollback_of=_version_or_none(one, "rollback_of"),
+            )
+            for one in reply.versions
+        ]
 
     def pull(self, table: str, ids_N: npt.NDArray[np.int64]) -> tuple[Version | None, RowSegment]:
         """The newest rows of the ids that exist, in the order asked, doubled ids once."""
+        pulled = self.pull_rows(table, ids_N)
+        return pulled.version, pulled.segment
+
+    def pull_rows(self, table: str, ids_N: npt.NDArray[np.int64]) -> PulledRows:
+        """As `pull`, with the optimizer state, scores, last-seen and update counts that the versions carried
+        (0 for a row whose version did not), and with the word whether memory holds every row.
+        """
         request = param_server_pb2.PullRequest(table=table, ids=ids_N.astype("<i8").tobytes())
         reply = self._call(self._stub.Pull, request)
         if crc32c(reply.segment) != reply.crc32c:
             raise BadBlobError(f"{self._where}: pulled rows of table '{table}': wrong checksum")
-        return _version_or_none(reply, "version"), decode(reply.segment, where=self._where)
+        segment = decode(reply.segment, where=self._where)
+        return PulledRows(_version_or_none(reply, "version"), segment, not reply.incomplete)
 
     def status(self) -> ShardState:
         reply = self._call(self._stub.Status, param_server_pb2.StatusRequest())
@@ -186,7 +224,97 @@ class ParamServerClient(_Connection):
             num_subscribers=reply.num_subscribers,
             subscribers=tuple(reply.subscribers),
             damage=tuple(reply.damage),
+            shard=reply.shard,
+            num_shards=reply.num_shards,
+            num_snapshots=reply.num_snapshots,
+            memory_bytes=reply.memory_bytes,
+            num_left_out=reply.num_left_out,
+            num_cut_off=reply.num_cut_off,
+            refused=dict(reply.refused),
         )
+
+
+class ParamServerClients:
+    """A connection to every shard of one log, shard 0 first; with one address it is a ParamServerClient.
+
+    Rows go to the shard that owns their ids (`split_by_shard`); a commit is prepared at all shards and made
+    at shard 0. `publish` and `commit` are idempotent as they are for one shard.
+    """
+
+    def __init__(self, addresses: Sequence[str], timeout_s: float) -> None:
+        """Raises: AddressError unless every address is a loopback host:port and there is one."""
+        if not addresses:
+            raise AddressError("expected the address of every shard, shard 0 first, found none")
+        self._clients = [ParamServerClient(address, timeout_s) for address in addresses]
+
+    @property
+    def num_shards(self) -> int:
+        return len(self._clients)
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open_generation(self, at_least: int) -> tuple[int, Version | None]:
+        """Fence every older writer, at shard 0 first, whose word counts.
+
+        Raises: ManifestError if the addresses are not the log's shards, in order.
+        """
+        for number, state in enumerate(self.status()):
+            if (state.shard, state.num_shards) != (number, self.num_shards):
+                raise ManifestError(
+                    f"address {number + 1} of {self.num_shards} is shard {state.shard} of "
+                    f"{state.num_shards}; name every shard once, shard 0 first"
+                )
+        generation, head = self._clients[0].open_generation(at_least)
+        for client in self._clients[1:]:
+            client.open_generation(at_least)
+        return generation, head
+
+    def publish(self, version: Version, blobs: Iterable[tuple[BlobRef, bytes]]) -> int:
+        """Stage blobs of one version, each at its shard; returns the bytes sent."""
+        by_shard: dict[int, list[tuple[BlobKind, str, bytes]]] = {}
+        for reference, data in blobs:
+            by_shard.setdefault(reference.shard, []).append((reference.kind, reference.name, data))
+        return sum(self._clients[shard].publish(version, one) for shard, one in sorted(by_shard.items()))
+
+    def commit(self, manifest: Manifest) -> tuple[Version, bool]:
+        """Make the version durable and visible, in three steps:
+
+          1. every shard but 0 checks its part and answers where it lies, durable
+          2. shard 0 creates the manifest, which names all places: now the version exists
+          3. the others take it over; one that does not answer does so by itself
+
+        Raises: what ParamServerClient.commit raises.
+        """
+        places: dict[str, tuple[str, int]] = {}
+        for client in self._clients[1:]:
+            places.update(client.prepare(manifest))
+        blobs = tuple(
+            msgspec.structs.replace(blob, segment=places[blob.name][0], segment_offset=places[blob.name][1])
+            if blob.name in places
+            else blob
+            for blob in manifest.blobs
+        )
+        head, repeated = self._clients[0].commit(msgspec.structs.replace(manifest, blobs=blobs))
+        for shard, client in enumerate(self._clients[1:], start=1):
+            try:
+                client.commit(manifest)
+            except UnavailableError as error:
+                log.info("a shard takes over later", shard=shard, version=str(head), reason=str(error))
+        return head, repeated
+
+    def status(self) -> list[ShardState]:
+        """Of every shard, in order."""
+        return [client.status() for client in self._clients]
 
 
 class ReplicaClient(_Connection):
@@ -235,6 +363,11 @@ def _parts(version: Version, blobs: Iterable[tuple[BlobKind, str, bytes]]) -> It
         yield from split_blob(version, kind, name, data)
 
 
+def _commit_request(manifest: Manifest) -> param_server_pb2.CommitRequest:
+    data = encode_manifest(manifest)
+    return param_server_pb2.CommitRequest(manifest=data, crc32c=crc32c(data))
+
+
 def _version_or_none(message: Any, field: str) -> Version | None:
     if not message.HasField(field):
         return None
@@ -259,8 +392,10 @@ __all__ = [
     "ManifestPosition",
     "MissingBlobError",
     "ParamServerClient",
+    "ParamServerClients",
     "ParamServerError",
     "Prediction",
+    "PulledRows",
     "Reason",
     "ReplicaClient",
     "ReplicaState",
@@ -273,6 +408,7 @@ __all__ = [
     "SignatureFeature",
     "UnavailableError",
     "Version",
+    "VersionInfo",
     "blob_ref",
     "content_name",
     "crc32c",
@@ -287,4 +423,5 @@ __all__ = [
     "encode_tensors",
     "record_push",
     "split",
+    "split_by_shard",
 ]

@@ -3,8 +3,10 @@
 ParamServerError
 ├── AddressError       an address cannot be bound or may not be used
 ├── ManifestError      a manifest is malformed or contradicts itself
-├── LogError           the log's directory is not usable
-│   └── LogDamageError   a committed file is torn, rotten or missing
+├── LogError           the log's store is not usable
+│   ├── LogDamageError   a committed record is torn, rotten or missing
+│   ├── StoreExistsError  an object that is to be created is there already
+│   └── StoreMissingError an object is not in the store
 ├── FencedError        a newer generation has been opened: this writer must stop
 ├── GapError           a version does not follow the head
 ├── ConflictError      the same version or blob was committed with other content
@@ -36,6 +38,14 @@ class LogError(ParamServerError):
 
 
 class LogDamageError(LogError):
+    pass
+
+
+class StoreExistsError(LogError):
+    pass
+
+
+class StoreMissingError(LogError):
     pass
 
 

@@ -45,6 +45,11 @@ class ParamServerStub:
                 request_serializer=proto_dot_param__server__pb2.Blob.SerializeToString,
                 response_deserializer=proto_dot_param__server__pb2.PublishReply.FromString,
                 _registered_method=True)
+        self.Prepare = channel.unary_unary(
+                '/freshet.v1.ParamServer/Prepare',
+                request_serializer=proto_dot_param__server__pb2.CommitRequest.SerializeToString,
+                response_deserializer=proto_dot_param__server__pb2.PrepareReply.FromString,
+                _registered_method=True)
         self.Commit = channel.unary_unary(
                 '/freshet.v1.ParamServer/Commit',
                 request_serializer=proto_dot_param__server__pb2.CommitRequest.SerializeToString,
@@ -59,6 +64,16 @@ class ParamServerStub:
                 '/freshet.v1.ParamServer/Pull',
                 request_serializer=proto_dot_param__server__pb2.PullRequest.SerializeToString,
                 response_deserializer=proto_dot_param__server__pb2.PullReply.FromString,
+                _registered_method=True)
+        self.Versions = channel.unary_unary(
+                '/freshet.v1.ParamServer/Versions',
+                request_serializer=proto_dot_param__server__pb2.VersionsRequest.SerializeToString,
+                response_deserializer=proto_dot_param__server__pb2.VersionsReply.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/freshet.v1.ParamServer/Rollback',
+                request_serializer=proto_dot_param__server__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=proto_dot_param__server__pb2.RollbackReply.FromString,
                 _registered_method=True)
         self.Status = channel.unary_unary(
                 '/freshet.v1.ParamServer/Status',
@@ -84,8 +99,16 @@ class ParamServerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prepare(self, request, context):
+        """For a shard other than 0: checks its part of a version to come and answers where it lies, durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Commit(self, request, context):
-        """Makes the staged version durable and visible. Idempotent: a repeat of the same commit answers the same.
+        """At shard 0: makes the staged version durable and visible. Idempotent: a repeat of the same commit answers the same.
+        At another shard: takes over what shard 0 has committed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +123,20 @@ class ParamServerServicer:
 
     def Pull(self, request, context):
         """The newest rows of some ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Versions(self, request, context):
+        """Every version in the log, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Commits a new version with the content of an older one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +161,11 @@ def add_ParamServerServicer_to_server(servicer, server):
                     request_deserializer=proto_dot_param__server__pb2.Blob.FromString,
                     response_serializer=proto_dot_param__server__pb2.PublishReply.SerializeToString,
             ),
+            'Prepare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prepare,
+                    request_deserializer=proto_dot_param__server__pb2.CommitRequest.FromString,
+                    response_serializer=proto_dot_param__server__pb2.PrepareReply.SerializeToString,
+            ),
             'Commit': grpc.unary_unary_rpc_method_handler(
                     servicer.Commit,
                     request_deserializer=proto_dot_param__server__pb2.CommitRequest.FromString,
@@ -138,6 +180,16 @@ def add_ParamServerServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=proto_dot_param__server__pb2.PullRequest.FromString,
                     response_serializer=proto_dot_param__server__pb2.PullReply.SerializeToString,
+            ),
+            'Versions': grpc.unary_unary_rpc_method_handler(
+                    servicer.Versions,
+                    request_deserializer=proto_dot_param__server__pb2.VersionsRequest.FromString,
+                    response_serializer=proto_dot_param__server__pb2.VersionsReply.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=proto_dot_param__server__pb2.RollbackRequest.FromString,
+                    response_serializer=proto_dot_param__server__pb2.RollbackReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -199,6 +251,33 @@ class ParamServer:
             '/freshet.v1.ParamServer/Publish',
             proto_dot_param__server__pb2.Blob.SerializeToString,
             proto_dot_param__server__pb2.PublishReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prepare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.v1.ParamServer/Prepare',
+            proto_dot_param__server__pb2.CommitRequest.SerializeToString,
+            proto_dot_param__server__pb2.PrepareReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -280,6 +359,60 @@ class ParamServer:
             '/freshet.v1.ParamServer/Pull',
             proto_dot_param__server__pb2.PullRequest.SerializeToString,
             proto_dot_param__server__pb2.PullReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Versions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.v1.ParamServer/Versions',
+            proto_dot_param__server__pb2.VersionsRequest.SerializeToString,
+            proto_dot_param__server__pb2.VersionsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.v1.ParamServer/Rollback',
+            proto_dot_param__server__pb2.RollbackRequest.SerializeToString,
+            proto_dot_param__server__pb2.RollbackReply.FromString,
             options,
             channel_credentials,
             insecure,
