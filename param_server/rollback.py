@@ -18,8 +18,8 @@ from param_server.errors import GapError
 from param_server.log_order import chain_to
 from param_server.manifest import SHARED_KINDS, BlobRef, Manifest, Version, blob_ref
 from param_server.row_blobs import encode_rows
+from param_server.version_content import Keys, rows_of_chain, touched_by
 from param_server.version_log import VersionLog
-from param_server.version_rows import Keys, rows_of_chain, touched_by
 from proto.row_segment import RowSegment
 
 

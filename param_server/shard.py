@@ -33,8 +33,8 @@ from param_server.shard_state import ShardState, VersionInfo, version_info
 from param_server.signature import decode_signature
 from param_server.snapshots import make_snapshot, num_since_base
 from param_server.subscriptions import BACKLOG_VERSIONS_MAX, Subscriptions
+from param_server.version_content import segments_of
 from param_server.version_log import VersionLog
-from param_server.version_rows import segments_of
 from proto.row_segment import RowSegment
 from proto.tensor_blob import BlobError, decode_tensors
 

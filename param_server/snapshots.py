@@ -13,8 +13,8 @@ import msgspec
 from param_server.failpoints import reach
 from param_server.manifest import SHARED_KINDS, BlobRef, Manifest, Version
 from param_server.row_blobs import encode_rows
+from param_server.version_content import rows_of_chain
 from param_server.version_log import VersionLog
-from param_server.version_rows import rows_of_chain
 
 
 def num_since_base(log: VersionLog) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from trainer.checkpoint_files import CheckpointManifest, newest
 
 from param_server.client import decode, decode_tensors
-from trainer.checkpoint_files import CheckpointManifest, newest
 from trainer.ledger import merge_counts
 
 Array = npt.NDArray[Any]

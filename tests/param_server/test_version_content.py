@@ -12,8 +12,8 @@ from param_server.manifest import Manifest, Version, blob_ref
 from param_server.row_blobs import encode_rows, split_by_shard
 from param_server.row_store import RowStore
 from param_server.shard import Shard
+from param_server.version_content import rows_of_chain, segments_of
 from param_server.version_log import VersionLog
-from param_server.version_rows import rows_of_chain, segments_of
 from proto.row_segment import RowSegment, encode
 
 DIM = 3
