@@ -53,6 +53,11 @@ class Mch:
     def map(self, keys_N: Keys) -> object:
         return self._module(self._features(keys_N))
 
+    def remapped(self, keys_N: Keys) -> npt.NDArray[np.int64]:
+        """The slots that a training step would read and write."""
+        slots_N: npt.NDArray[np.int64] = self._module(self._features(keys_N))["id"].values().numpy()
+        return slots_N
+
     def deleter(self) -> Callable[[Keys], object]:
         raise NotImplementedError("MCHManagedCollisionModule has no delete by id")
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0
 SERVERS_VARIABLE = "FRESHET_TEST_BOOTSTRAP_SERVERS"
@@ -31,17 +33,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    """A port of loopback that nothing listens on at the moment."""
-
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
-
-    return find
+@pytest.fixture(scope="session", name="free_port")
+def give_free_port() -> Callable[[], int]:
+    """Finds a port of loopback for a server, which may be killed and come back there."""
+    return free_port
 
 
 @dataclass

@@ -67,9 +67,10 @@ def export_program(model: nn.Module, *, embedding_width: int) -> bytes:
 def _with_distinct_weights(model: nn.Module) -> nn.Module:
     """A copy in which no two parameters are equal: the exporter merges equal ones, such as zero biases.
 
-    The same for every call, so that the program of a model is the same bytes in every generation.
+    The same for every call, so that the program of a model is the same bytes in every generation. It has no
+    gradients: the exporter sees the equations, not the backward passes that training brings along.
     """
-    model = copy.deepcopy(model).to("cpu")
+    model = copy.deepcopy(model).to("cpu").requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

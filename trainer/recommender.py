@@ -32,6 +32,7 @@ from trainer.failpoints import reach
 from trainer.features import KeyMaker, TableKeys
 from trainer.id_routing import IdRouter
 from trainer.model import PEPNet, multi_task_loss
+from trainer.model.compiled import Forward, compile_dense
 from trainer.model.layout import FeatureLayout
 from trainer.row_init import first_rows
 from trainer.stream.columns import Impressions
@@ -103,9 +104,16 @@ class Recommender:
         """Rows of a rank's batch where nobody says otherwise."""
         self.dense = PEPNet(self.layout, num_tasks=len(config.schema.tasks), config=config.model)
         self.dense.to(self._device)
+        # One fused pass over all parameters instead of a dozen small ones over each.
         self.dense_optimizer = torch.optim.Adam(
-            self.dense.parameters(), lr=config.optimizer.dense_learning_rate
+            self.dense.parameters(), lr=config.optimizer.dense_learning_rate, fused=True
         )
+        self._precision = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+        self._learn: Forward = self.dense
+        if config.model.compile:
+            self._learn = compile_dense(
+                self.dense, num_rows=self.batch_rows, width=self.layout.width, precision=self._precision
+            )
         slots = {
             table.name: slots_for(table, world_size=ranks.world_size, config=config)
             for table in sorted(config.tables, key=lambda table: table.dim)
@@ -155,7 +163,9 @@ class Recommender:
         Args: now_s: event time of the global batch, the same on every rank. num_rows: B, the same on every
             rank; None = batch_rows.
         """
-        num_rows = self.batch_rows if num_rows is None else num_rows
+        if num_rows is None or self._config.model.compile:
+            # What is compiled is compiled for one number of rows.
+            num_rows = max(num_rows or 0, self.batch_rows)
         mapped = []
         for table in self.keys.table_keys(impressions, num_rows=num_rows):
             shard = self.shards[table.table]
@@ -178,7 +188,7 @@ class Recommender:
             np.concatenate([table.slots_L for table in batch.tables]),
             np.concatenate([table.lengths_FB for table in batch.tables]),
         )
-        logits_BT = self.dense(embedding_BE)
+        logits_BT = self._logits(embedding_BE)
         labels_BT, known_BT = self._labels(batch.impressions, num_rows=batch.num_rows)
         loss = multi_task_loss(logits_BT, labels_BT=labels_BT, known_BT=known_BT, weight_T=self._weight_T)
         self.dense_optimizer.zero_grad(set_to_none=True)
@@ -188,6 +198,13 @@ class Recommender:
         self.dense_optimizer.step()
         probabilities_BT = torch.sigmoid(logits_BT.detach()).cpu().numpy()
         return probabilities_BT[: len(batch.impressions)]
+
+    def _logits(self, embedding_BE: Tensor) -> Tensor:
+        """The dense model as training runs it: products in train.precision, weights and logits in float32."""
+        reduced = self._precision == torch.bfloat16
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=reduced):
+            logits_BT = self._learn(embedding_BE)
+        return logits_BT.float()
 
     def _apply_map(self, shard: TableShard, owned: MapResult) -> None:
         """Record evictions, reset rows that have a new owner, record the rows this step will change.
@@ -220,7 +237,10 @@ class Recommender:
 
     @torch.no_grad()
     def predict(self, impressions: Impressions) -> npt.NDArray[np.float32]:
-        """Probabilities float32 [N, T] as serving would answer; changes nothing. Collective."""
+        """Probabilities float32 [N, T] as serving would answer, in float32 throughout; changes nothing.
+
+        Collective.
+        """
         tables = self.keys.table_keys(impressions, num_rows=self.batch_rows)
         parts = [self._present(table) for table in tables]
         embedding_BE = self.embeddings(

@@ -44,10 +44,11 @@ def run_worker(config: Config, *, run_dir: Path, security: Security) -> None:
     )
     for path in (paths.status, paths.drain):
         path.parent.mkdir(parents=True, exist_ok=True)
-    ranks = start_ranks(config.train.device)
+    # Before the ranks wait for each other: it may take long, and not equally long on each.
+    compile_kernels(config)
+    ranks = start_ranks(config.train.device, timeout_s=config.train.rank_timeout_s)
     if ranks.rank == 0:
         write_status(paths.status, TrainerStatus(state="starting"))
-    compile_kernels(config)
     with ExitStack() as cleanup:
         cleanup.callback(dist.destroy_process_group)
         _train(config, run_dir=run_dir, security=security, ranks=ranks, paths=paths, stop=stop, on=cleanup)

@@ -23,9 +23,10 @@ from tests.chaos.state import State, read_newest
 from tests.chaos.stream import NUM_IMPRESSIONS, make_config, produced, write_config
 from tests.chaos.verdict import judge
 
-TORCHRUN_FROM_KILLS = 20
+SLOW_FROM_KILLS = 20
 """A smaller campaign leaves out what is slow to start: torchrun's own workers, and the real broker."""
-TRIES_A_FAILPOINT = 3
+COVER_MAX = 12
+"""Scenarios added at the end for failpoints that have not fired by then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,8 @@ class Options:
     directory: Path
     keep: bool
     """Leave the run directories of scenarios that were well; those of others always stay."""
-    scenario: str = ""
+    scenario: tuple[str, ...] = ()
+    """Only these."""
     kafka_everywhere: bool = False
 
 
@@ -49,7 +51,7 @@ class Campaign:
         self.report = Report(options.seed, options.kills, options.directory)
         self._cleanup = ExitStack()
         self._grounds: dict[bool, Ground] = {}
-        self._references: dict[tuple[bool, int], State] = {}
+        self._references: dict[Plan, State] = {}
         self._kafka_home = os.environ.get("KAFKA_HOME", "")
 
     def run(self) -> bool:
@@ -70,21 +72,22 @@ class Campaign:
         """In their order; what comes next depends on what was killed so far."""
         seed, kills = self._options.seed, self._options.kills
         if self._options.scenario:
-            yield scenarios.replay(self._options.scenario, seed=seed)
+            for name in self._options.scenario:
+                yield scenarios.replay(name, seed=seed)
             return
-        if kills >= TORCHRUN_FROM_KILLS:
-            yield scenarios.replay("torchrun#0", seed=seed)
-            if self._kafka_home:
-                yield scenarios.replay("kafka#0", seed=seed)
         number = 0
         while self.report.num_kills < kills:
             plan = scenarios.draw(seed, number)
             number += 1
             if not plan.small_disk or services.can_mount():
                 yield plan
-        for again in range(TRIES_A_FAILPOINT):
-            for name in self.report.never_fired():
-                yield scenarios.for_failpoint(name, number=again)
+        for _ in range(COVER_MAX):
+            if names := self.report.never_fired():
+                yield scenarios.cover(names)
+        if kills >= SLOW_FROM_KILLS:
+            if self._kafka_home:
+                yield scenarios.replay("kafka#0", seed=seed)
+            yield scenarios.replay("torchrun#0", seed=seed)
 
     def _start_zygote(self) -> Zygote:
         directory = self._options.directory
@@ -129,32 +132,35 @@ class Campaign:
         self._grounds[kafka] = ground
         return ground
 
-    def _reference(self, *, kafka: bool, world_size: int) -> State:
-        """The final state of an unbroken run; made when first asked for."""
-        if (kafka, world_size) not in self._references:
-            kind = "kafka" if kafka else "embedded"
-            plan = Plan(name=f"unbroken-{kind}-{world_size}", lives=(), last_world_size=world_size)
-            directory = self._options.directory / plan.name
+    def _reference(self, plan: Plan, *, kafka: bool) -> State:
+        """The final state of a run like the plan's to which nothing happened; made when first asked for."""
+        parts = ["unbroken", "kafka" if kafka else "embedded", str(plan.last_world_size)]
+        name = "-".join([*parts, *(["roomy"] if plan.has_room else [])])
+        unbroken = Plan(
+            name=name, lives=(), last_world_size=plan.last_world_size, has_room=plan.has_room, kafka=kafka
+        )
+        if unbroken not in self._references:
             rng = np.random.default_rng(0)
             started_s = time.monotonic()
-            with Run(plan, ground=self._ground(kafka=kafka), directory=directory, rng=rng) as run:
+            directory = self._options.directory / name
+            with Run(unbroken, ground=self._ground(kafka=kafka), directory=directory, rng=rng) as run:
                 run.carry_out()
-                self._references[kafka, world_size] = read_newest(run.checkpoints)
-            say(f"unbroken run: {kind} broker, {world_size} rank(s), {time.monotonic() - started_s:.1f} s")
-        return self._references[kafka, world_size]
+                self._references[unbroken] = read_newest(run.checkpoints)
+            say(f"{name}: {time.monotonic() - started_s:.1f} s")
+        return self._references[unbroken]
 
     def _carry_out(self, plan: Plan) -> Outcome:
         kafka = plan.kafka or self._options.kafka_everywhere
         ground = self._ground(kafka=kafka)
-        references = {plan.last_world_size: self._reference(kafka=kafka, world_size=plan.last_world_size)}
-        directory = self._options.directory / plan.name.replace("#", "-").replace(":", "-")
+        reference = self._reference(plan, kafka=kafka)
+        directory = self._options.directory / plan.name.replace("#", "-").replace(":", "-")[:80]
         rng = np.random.default_rng([self._options.seed, sum(plan.name.encode())])
         started_s = time.monotonic()
         run = Run(plan, ground=ground, directory=directory, rng=rng)
         try:
             with run:
                 run.carry_out()
-                run.outcome.findings += judge(run, ground=ground, references=references)
+                run.outcome.findings += judge(run, ground=ground, reference=reference)
         except CampaignError as error:
             run.outcome.findings.append(str(error))
         run.outcome.seconds = time.monotonic() - started_s

@@ -101,7 +101,8 @@ def _compare_arrays(what: str, found: Arrays, expected: Arrays) -> Findings:
         other = expected[name]
         if array.shape != other.shape or array.dtype != other.dtype:
             findings.append(
-                f"{what} {name}: {array.dtype} {list(array.shape)}, expected {other.dtype} {list(other.shape)}"
+                f"{what} {name}: {array.dtype} {list(array.shape)}, "
+                f"expected {other.dtype} {list(other.shape)}"
             )
         elif array.tobytes() != other.tobytes():
             num = int((_bytes_of(array) != _bytes_of(other)).any(axis=1).sum())

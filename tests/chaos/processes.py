@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -131,7 +130,7 @@ class Zygote:
             raise self._dead()
         *lines, self._waiting = (self._waiting + data).split(b"\n")
         for line in lines:
-            answer: Answer = msgspec.json.decode(line, type=Answer)  # type: ignore[arg-type]
+            answer: Answer = msgspec.json.decode(line, type=Answer)
             if isinstance(answer, Started):
                 self._started.append(answer.pid)
             elif isinstance(answer, Ended):
@@ -160,11 +159,3 @@ def wait_for_file(path: Path, process: Process, timeout_s: float = 30.0) -> byte
             raise CampaignError(f"{process.name}: not ready (exit code {process.code}):\n{process.tail()}")
         process.zygote.look(LOOK_S)
     return path.read_bytes()
-
-
-def free_port() -> int:
-    """A port of loopback that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos.processes import LOOK_S, REPOSITORY, CampaignError, Process, Zygote, free_port
+from tests.chaos.processes import LOOK_S, REPOSITORY, CampaignError, Process, Zygote
 from tests.chaos.scenarios import Life
 from tests.chaos.zygote import ONE_THREAD
+from tests.ports import free_port
 
 GRACE_S = 4.0
 """Between SIGTERM and SIGKILL for the ranks that a dead one leaves behind; torchrun gives them 30 s."""
@@ -61,7 +62,7 @@ class Ranks:
         for process in left:
             process.send(signal.SIGTERM)
             process.send(signal.SIGCONT)  # it may stand still
-        while any([process.running() for process in left]) and time.monotonic() < deadline_s:
+        while any(process.running() for process in left) and time.monotonic() < deadline_s:
             left[0].zygote.look(LOOK_S)
         for process in left:
             process.kill()

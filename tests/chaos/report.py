@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -34,10 +35,11 @@ class Report:
         self.outcomes.append(outcome)
         plan = outcome.plan
         sizes = {life.world_size for life in plan.lives} | {plan.last_world_size}
+        ranks = "/".join(map(str, sorted(sizes)))
         verdict = "ok" if not outcome.findings else "DIFFERS"
         lives = ", ".join([*map(str, plan.lives), *outcome.damages])
         say(
-            f"[{self.num_kills:4d}/{self.kills_wanted}] {plan.name:22s} ranks {'/'.join(map(str, sorted(sizes)))}  "
+            f"[{self.num_kills:4d}/{self.kills_wanted}] {plan.name[:22]:22s} ranks {ranks}  "
             f"{verdict:8s}{outcome.seconds:6.1f} s  {lives}"
         )
         for finding in outcome.findings:
@@ -86,7 +88,7 @@ class Report:
     def _by_family(self) -> dict[str, list[Outcome]]:
         families: dict[str, list[Outcome]] = {}
         for outcome in self.outcomes:
-            families.setdefault(outcome.plan.name.partition("#")[0], []).append(outcome)
+            families.setdefault(re.split("[#:]", outcome.plan.name)[0], []).append(outcome)
         return families
 
     def _json(self, *, ok: bool, seconds: float) -> str:

@@ -16,10 +16,12 @@ from tests.chaos.processes import LOOK_S, CampaignError, Process, Zygote
 from tests.chaos.ranks import Ranks, run_under_torchrun
 from tests.chaos.scenarios import Event, Life, Plan
 from tests.chaos.services import ForkedService, Service, SmallDisk
-from tests.chaos.stream import BATCH_WAIT_FAULTS_MS, Produced, write_config
+from tests.chaos.stream import Produced, with_room, write_config
 from trainer.config import Config
 
 LIFE_TIMEOUT_S = 90.0
+TORCHRUN_TIMEOUT_S = 180.0
+"""It waits up to 30 s for the ranks that a dead one leaves, and starts with all imports."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,7 @@ class Run:
                 service.process.kill()
 
     def _write_config(self) -> Path:
-        config = self._ground.config
-        if any(event.target == "broker" for life in self._plan.lives for event in life.events):
-            config = replace(config, train=replace(config.train, batch_wait_ms=BATCH_WAIT_FAULTS_MS))
+        config = with_room(self._ground.config) if self._plan.has_room else self._ground.config
         config = replace(
             config,
             kafka=replace(config.kafka, group=self.directory.name),
@@ -227,7 +227,7 @@ class Run:
             config=self._config,
             run_dir=self.directory,
             log=self.directory / "torchrun.log",
-            timeout_s=3 * LIFE_TIMEOUT_S,
+            timeout_s=TORCHRUN_TIMEOUT_S,
         )
         self.outcome.num_kills += num_kills
         if code:

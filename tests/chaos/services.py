@@ -18,8 +18,9 @@ from typing import Protocol
 
 import msgspec
 
-from tests.chaos.processes import CampaignError, Process, Zygote, free_port, wait_for_file
+from tests.chaos.processes import CampaignError, Process, Zygote, wait_for_file
 from tests.conftest import KafkaBroker
+from tests.ports import free_port
 
 SMALL_DISK_BYTES = 32 << 20
 BALLAST = "ballast"
@@ -126,9 +127,12 @@ class SmallDisk:
 
     def fill(self) -> None:
         """From now on no byte more fits."""
-        space = os.statvfs(self.directory)
-        with (self.directory / BALLAST).open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, space.f_bavail * space.f_frsize))
+        with (self.directory / BALLAST).open("wb", buffering=0) as file:
+            # Others write and delete meanwhile, so the room is not asked for but used up.
+            for num_bytes in (1 << 20, 1 << 12, 1):
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(bytes(num_bytes))
         self.num_fills += 1
 
     def empty(self) -> None:

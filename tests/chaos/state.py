@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from trainer.checkpoint_files import CheckpointManifest, newest
 
-from param_server.client import decode, decode_tensors
+from trainer.checkpoint.folders import list_folders, verify
+from trainer.checkpoint.manifest import CheckpointManifest
+from trainer.checkpoint.restore import SavedState
+from trainer.checkpoint.store import open_store
+from trainer.errors import CheckpointError, DamagedError
 from trainer.ledger import merge_counts
 
 Array = npt.NDArray[Any]
@@ -42,7 +45,7 @@ class State:
     dense: Arrays
     """Parameters and Adam's state, by name."""
     parts: Arrays
-    """What each rank keeps beside: id tables slot for slot, metric windows; "rank0/ids/...". """
+    """What each rank keeps beside: "rank0/ids/<table>/<column>" slot for slot, "rank0/state//<column>"."""
     ledger_ids_K: npt.NDArray[np.uint64]
     ledger_counts_K: npt.NDArray[np.uint32]
 
@@ -52,50 +55,60 @@ def read_newest(checkpoints: Path) -> State:
 
     Raises: FileNotFoundError if there is none; CheckpointError if none is whole.
     """
-    found = newest(checkpoints)
-    if found is None:
+    saved = _newest(checkpoints)
+    if saved is None:
         raise FileNotFoundError(f"{checkpoints}: holds no checkpoint")
-    directory, manifest = found
-    segments = [
-        decode((directory / file.name).read_bytes(), where=file.name)
-        for file in manifest.files
-        if file.name.endswith(".rowseg")
-    ]
-    tables = {}
-    for name in sorted({segment.table for segment in segments}):
-        mine = [segment for segment in segments if segment.table == name]
-        keys_N = np.concatenate([segment.ids_N for segment in mine])
-        order_N = np.argsort(keys_N, kind="stable")
-        columns = {
-            column: np.concatenate([getattr(segment, column) for segment in mine])[order_N]
-            for column in ROW_COLUMNS
-        }
-        tables[name] = Table(keys_N[order_N], columns)
-    parts, ledgers = {}, []
-    for rank in range(manifest.world_size):
-        arrays = _tensors(directory / f"rank{rank}.safetensors")
-        ledgers.append((arrays.pop("ledger/ids"), arrays.pop("ledger/counts")))
-        parts.update({f"rank{rank}/{name}": array for name, array in arrays.items()})
+    parts: Arrays = {}
+    ledgers = []
+    for entry in saved.manifest.files:
+        if entry.kind in ("ids", "state"):
+            arrays = dict(saved.tensors(entry))
+            if entry.kind == "state":
+                ledgers.append((arrays.pop("part/ledger/ids"), arrays.pop("part/ledger/counts")))
+            prefix = f"rank{entry.rank}/{entry.kind}/{entry.table}"
+            parts.update({f"{prefix}/{name}": array for name, array in arrays.items()})
     ids_K, counts_K = merge_counts(ledgers)
     return State(
-        directory=directory,
-        manifest=manifest,
-        tables=tables,
-        dense=_tensors(directory / "dense.safetensors"),
+        directory=checkpoints / str(saved.folder),
+        manifest=saved.manifest,
+        tables={name: _table(saved, name) for name in sorted(saved.manifest.slots_per_rank)},
+        dense=saved.dense(),
         parts=parts,
         ledger_ids_K=ids_K,
         ledger_counts_K=counts_K,
     )
 
 
-def _tensors(path: Path) -> Arrays:
-    arrays, _ = decode_tensors(path.read_bytes(), where=path.name)
-    return dict(arrays)
+def _newest(checkpoints: Path) -> SavedState | None:
+    """Raises: CheckpointError if there are checkpoints and not one of them is whole."""
+    store = open_store(str(checkpoints))
+    damages = []
+    for folder in reversed(list_folders(store).committed):
+        try:
+            return SavedState(store, folder, verify(store, folder))
+        except DamagedError as error:
+            damages.append(str(error))
+    if damages:
+        raise CheckpointError(f"{checkpoints}: no checkpoint is whole: {'; '.join(damages)}")
+    return None
+
+
+def _table(saved: SavedState, name: str) -> Table:
+    segments = list(saved.segments(name))
+    keys_N = np.concatenate([segment.ids_N for segment in segments])
+    order_N = np.argsort(keys_N, kind="stable")
+    columns = {
+        column: np.concatenate([getattr(segment, column) for segment in segments])[order_N]
+        for column in ROW_COLUMNS
+    }
+    return Table(keys_N[order_N], columns)
 
 
 def names_of_checkpoints(checkpoints: Path) -> list[str]:
-    """Oldest first; a checkpoint has its name only once it is complete."""
-    return sorted(path.name for path in checkpoints.glob("step-*"))
+    """Of those that are complete, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    return [str(folder) for folder in list_folders(open_store(str(checkpoints))).committed]
 
 
 def damage_newest(checkpoints: Path, rng: np.random.Generator) -> tuple[str, str]:
@@ -120,6 +133,6 @@ def damage_newest(checkpoints: Path, rng: np.random.Generator) -> tuple[str, str
 
 
 def newest_whole(checkpoints: Path) -> str:
-    """The checkpoint that the next start will go on from."""
-    found = newest(checkpoints)
-    return found[0].name if found is not None else ""
+    """The checkpoint that the next start will go on from; empty = none."""
+    saved = _newest(checkpoints)
+    return str(saved.folder) if saved is not None else ""

@@ -11,7 +11,6 @@ from param_server.client import ParamServerClient, ReplicaClient
 from tests.chaos import checks, state
 from tests.chaos.processes import LOOK_S
 from tests.chaos.runner import Ground, Run
-from trainer.config.config import KafkaConfig
 from trainer.features import request_columns
 from trainer.run.verify import load_expected
 from trainer.stream.slicing import slice_impressions
@@ -20,24 +19,19 @@ HEAD_TIMEOUT_S = 30.0
 RELATIVE_DIFF_MAX = 1e-5
 ASK_AT_ONCE = 4_096
 
-SAME_BATCHES_FOR_ALL_RANKS = "order" in KafkaConfig.__struct_fields__
-"""Whether a batch holds the same impressions for any number of ranks. Where not, a run that changes its number
-of ranks learns from other batches, and only its ledger can be held against anything."""
 
-
-def judge(run: Run, *, ground: Ground, references: dict[int, state.State]) -> checks.Findings:
+def judge(run: Run, *, ground: Ground, reference: state.State) -> checks.Findings:
     """Everything that must hold at the end of a run.
 
-    Args: references: world size → final state of a run to which nothing happened.
+    Args: reference: the final state of a run to which nothing happened.
     """
     plan = run.outcome.plan
     found = state.read_newest(run.checkpoints)
     findings = checks.check_ledger(found, ground.produced.request_ids_N)
-    reference = references[plan.last_world_size]
-    if not plan.changes_world_size:
-        findings += checks.check_identical(found, reference)
-    elif SAME_BATCHES_FOR_ALL_RANKS:
+    if plan.changes_world_size:
         findings += checks.check_close(found, reference, relative_max=RELATIVE_DIFF_MAX)
+    else:
+        findings += checks.check_identical(found, reference)
     if plan.serving:
         findings += _judge_serving(run, found, ground=ground)
     return findings

@@ -95,6 +95,7 @@ def preload(config_path: Path, program_path: Path) -> dict[str, Callable[[list[s
     import trainer.publisher
     import trainer.worker
     from trainer.config import load_config
+    from trainer.program import export_program
     from trainer.warm_up import compile_kernels
 
     torch.set_num_threads(1)
@@ -105,14 +106,12 @@ def preload(config_path: Path, program_path: Path) -> dict[str, Callable[[list[s
     def write_program(argv: list[str]) -> int:
         return _write_program(Path(argv[0]), Path(argv[1]))
 
-    exporting = trainer.publisher.export_program
-
     def read_program(model: torch.nn.Module, *, embedding_width: int) -> bytes:
         if program_path.exists():
             return program_path.read_bytes()
-        return exporting(model, embedding_width=embedding_width)
+        return export_program(model, embedding_width=embedding_width)
 
-    trainer.publisher.export_program = read_program
+    vars(trainer.publisher)["export_program"] = read_program
     return {
         "trainer": trainer.__main__.main,
         "param_server": param_server.__main__.main,
@@ -150,7 +149,7 @@ def _serve(mains: dict[str, Callable[[list[str]], int]], *, wake_fd: int) -> Non
             return
         *lines, waiting = (waiting + data).split(b"\n")
         for line in lines:
-            order: Order = msgspec.json.decode(line, type=Order)  # type: ignore[arg-type]
+            order: Order = msgspec.json.decode(line, type=Order)
             if isinstance(order, Start):
                 children.add(_start(order, mains))
             else:

@@ -43,8 +43,8 @@ def test_dense_weights_are_copies() -> None:
     layout = FeatureLayout.of(preset("quickstart").schema)
     model = PEPNet(layout, num_tasks=2, config=preset("quickstart").model)
     weights = dense_weights(model)
-    before = weights["epnet.gate.hidden.weight"].copy()
+    before = weights["epnet.gate.weight"].copy()
     with torch.no_grad():
-        model.epnet.gate.hidden.weight.add_(1.0)
-    np.testing.assert_array_equal(weights["epnet.gate.hidden.weight"], before)
+        model.epnet.gate.weight.add_(1.0)
+    np.testing.assert_array_equal(weights["epnet.gate.weight"], before)
     assert set(weights) == {name for name, _ in model.named_parameters()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -186,3 +187,36 @@ def test_bytes_used_count_every_array(ranks: Ranks, make_config: MakeConfig) -> 
     record = sum(column.nbytes for column in vars(shard.changed).values() if isinstance(column, np.ndarray))
     rows = shard.rows.rows_CD.nbytes + shard.rows.state_C.nbytes
     assert shard.bytes_used == rows + shard.ids.bytes_used + record
+
+
+def test_bfloat16_learns_otherwise_and_predicts_in_float32(
+    ranks: Ranks, make_config: MakeConfig, make_batches: MakeBatches
+) -> None:
+    """What serving is held against never sees the reduced precision, whatever training runs in."""
+    config = make_config()
+    reduced_config = replace(config, train=replace(config.train, precision="bfloat16"))
+    full, reduced = (Recommender(one, ranks=ranks) for one in (config, reduced_config))
+    first, second = make_batches(config, 2)
+    np.testing.assert_array_equal(reduced.predict(first), full.predict(first))
+    scores, expected = (one.train(first, now_s=event_time_s(first)) for one in (reduced, full))
+    np.testing.assert_allclose(scores, expected, atol=0.02)
+    assert not np.array_equal(scores, expected)
+    assert all(parameter.dtype == torch.float32 for parameter in reduced.dense.parameters())
+    # With the weights and rows made equal again, predictions are equal bit for bit.
+    full.dense.load_state_dict(reduced.dense.state_dict())
+    for table, shard in full.shards.items():
+        shard.rows.rows_CD.copy_(reduced.shards[table].rows.rows_CD)
+    np.testing.assert_array_equal(reduced.predict(second), full.predict(second))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_is_the_same_training(
+    ranks: Ranks, make_config: MakeConfig, make_batches: MakeBatches
+) -> None:
+    config = make_config(batch_size=32)
+    compiled_config = replace(config, model=replace(config.model, compile=True))
+    plain, compiled = (Recommender(one, ranks=ranks) for one in (config, compiled_config))
+    for batch in make_batches(config, 5):
+        expected = plain.train(batch, now_s=event_time_s(batch))
+        found = compiled.train(batch, now_s=event_time_s(batch))
+        np.testing.assert_allclose(found, expected, atol=2e-5)

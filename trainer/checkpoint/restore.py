@@ -106,7 +106,8 @@ def _load_dense(recommender: Recommender, arrays: Arrays) -> None:
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if f"{key}/{name}" in arrays:
                 value = torch.from_numpy(arrays[f"{key}/{name}"].copy())
-                optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+                # The fused optimizer keeps its step beside the parameter, on a GPU too.
+                optimizer.state[parameter][key] = value.to(parameter.device)
 
 
 def check_dense(dense: torch.nn.Module, arrays: Arrays) -> None:

@@ -54,6 +54,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     epnet_input: Literal["domain_and_embedding", "domain"] = "domain_and_embedding"
     """The KDD version's input, or the early version's."""
     epnet_gate: Literal["element", "field"] = "element"
+    compile: bool = False
+    """Train through torch.compile; needs a C++ compiler (GPU: Triton) and some tens of seconds at a start."""
 
     def __post_init__(self) -> None:
         if not self.tower_widths or min(self.tower_widths) < 1:
@@ -110,6 +112,12 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     """A batch that has not filled within this time is trained as it is."""
     device: Literal["cpu", "cuda"] = "cpu"
     num_threads: int = 1
+    rank_timeout_s: int = 120
+    """A rank that does not hear from another for so long ends, and torchrun starts all of them anew. Longer
+    than the slowest rank takes to load its share of a checkpoint."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the dense model's products run in while it learns. Weights, embeddings, loss and all predictions
+    for serving are float32 in either case."""
     metrics_window: int = 50_000
     """Newest impressions of each domain that AUC and GAUC look at, over all ranks."""
     ledger: bool = False
@@ -117,6 +125,7 @@ class TrainConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "batch_size", "batch_wait_ms", "num_threads", "metrics_window")
+        self._check_at_least(10, "rank_timeout_s")
 
 
 class KafkaConfig(Section, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.model.gate_nu import GateNU
+from trainer.model.gate_nu import GateInput, gated, xavier_uniform
 
 
 class EPNet(nn.Module):
@@ -34,23 +34,24 @@ class EPNet(nn.Module):
     ) -> None:
         super().__init__()
         width = sum(field_dims)
-        self.sees_embedding = sees_embedding
+        self.gamma = gamma
         self.by_field = by_field
-        self.gate = GateNU(
-            width_in=domain_width + (width if sees_embedding else 0),
+        self.gate_input = GateInput(
+            prior_width=domain_width,
+            seen_width=width if sees_embedding else 0,
             width_hidden=gate_hidden,
-            width_out=len(field_dims) if by_field else width,
-            gamma=gamma,
         )
+        self.gate = nn.Linear(gate_hidden, len(field_dims) if by_field else width)
+        xavier_uniform(self.gate.weight, fan_in=self.gate.in_features, fan_out=self.gate.out_features)
+        nn.init.zeros_(self.gate.bias)
         field_of_column_E = [field for field, dim in enumerate(field_dims) for _ in range(dim)]
         self.field_of_column_E: Tensor
         self.register_buffer("field_of_column_E", torch.tensor(field_of_column_E), persistent=False)
 
     def forward(self, domain_BD: Tensor, embedding_BE: Tensor) -> Tensor:
         """Returns: float [B, E], the embedding as this domain sees it."""
-        gate_input = [domain_BD, embedding_BE.detach()] if self.sees_embedding else [domain_BD]
-        delta = self.gate(torch.cat(gate_input, dim=1))
+        (x_BH,) = self.gate_input(domain_BD, embedding_BE)
+        z_BE = self.gate(x_BH)
         if self.by_field:
-            delta = delta.index_select(1, self.field_of_column_E)
-        domain_view_BE: Tensor = delta * embedding_BE
-        return domain_view_BE
+            z_BE = z_BE.index_select(1, self.field_of_column_E)
+        return self.gamma * gated(z_BE, embedding_BE)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from trainer.config.schema import FeatureConfig, FeatureRole, SchemaConfig
 
 
@@ -44,3 +47,21 @@ class FeatureLayout:
             if feature.role in roles
             for column in range(start, start + feature.dim)
         ]
+
+    def runs_of(self, *roles: FeatureRole) -> tuple[tuple[int, int], ...]:
+        """The same columns as (start, width) of each unbroken run."""
+        runs: list[tuple[int, int]] = []
+        for feature, start in zip(self.features, self.starts, strict=True):
+            if feature.role not in roles:
+                continue
+            if runs and sum(runs[-1]) == start:
+                runs[-1] = (runs[-1][0], runs[-1][1] + feature.dim)
+            else:
+                runs.append((start, feature.dim))
+        return tuple(runs)
+
+
+def columns_in(embedding_BE: Tensor, runs: tuple[tuple[int, int], ...]) -> Tensor:
+    """The columns of these runs: a view where there is one run, which a gather by index never is."""
+    parts = [embedding_BE.narrow(1, start, width) for start, width in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

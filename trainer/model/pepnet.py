@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainer.config.config import ModelConfig
 from trainer.errors import ConfigError
 from trainer.model.epnet import EPNet
-from trainer.model.layout import FeatureLayout
+from trainer.model.layout import FeatureLayout, columns_in
 from trainer.model.ppnet import PPNet
 
 
@@ -24,14 +24,14 @@ class PEPNet(nn.Module):
     def __init__(self, layout: FeatureLayout, *, num_tasks: int, config: ModelConfig) -> None:
         """Raises: ConfigError if the schema lacks a domain feature, or any user, item or author feature."""
         super().__init__()
-        domain_columns = layout.columns_of("domain")
-        prior_columns = layout.columns_of("user", "item", "author")
-        if not domain_columns:
+        self.domain_runs = layout.runs_of("domain")
+        self.prior_runs = layout.runs_of("user", "item", "author")
+        if not self.domain_runs:
             raise ConfigError("PEPNet: EPNet needs at least one feature with role 'domain'")
-        if not prior_columns:
+        if not self.prior_runs:
             raise ConfigError("PEPNet: PPNet needs at least one feature with role 'user', 'item' or 'author'")
         self.epnet = EPNet(
-            domain_width=len(domain_columns),
+            domain_width=len(layout.columns_of("domain")),
             field_dims=layout.dims,
             gate_hidden=config.gate_hidden,
             gamma=config.gate_gamma,
@@ -46,7 +46,7 @@ class PEPNet(nn.Module):
             nn.init.zeros_(self.first_hidden.bias)
             input_width = config.tower_widths[0]
         self.ppnet = PPNet(
-            prior_width=len(prior_columns),
+            prior_width=len(layout.columns_of("user", "item", "author")),
             embedding_width=layout.width,
             input_width=input_width,
             num_tasks=num_tasks,
@@ -54,15 +54,11 @@ class PEPNet(nn.Module):
             gate_hidden=config.gate_hidden,
             gamma=config.gate_gamma,
         )
-        self.domain_columns: Tensor
-        self.prior_columns: Tensor
-        self.register_buffer("domain_columns", torch.tensor(domain_columns), persistent=False)
-        self.register_buffer("prior_columns", torch.tensor(prior_columns), persistent=False)
 
     def forward(self, embedding_BE: Tensor) -> Tensor:
         """Returns: logits, float [B, T]."""
-        domain_BD = embedding_BE.index_select(1, self.domain_columns)
-        prior_BP = embedding_BE.index_select(1, self.prior_columns)
+        domain_BD = columns_in(embedding_BE, self.domain_runs)
+        prior_BP = columns_in(embedding_BE, self.prior_runs)
         domain_view_BE = self.epnet(domain_BD, embedding_BE)
         h_BI = domain_view_BE
         if self.first_hidden is not None:

@@ -1,6 +1,8 @@
 """PPNet: task towers whose layers see their input through a person's gate (PEPNet, equations 7-9).
 
-Shapes: B batch, T tasks, P prior, E input, I and O a layer's input and output width.
+All tensors of the towers are [T, B, ...]: the gates' second layers write them so, and nothing is transposed.
+
+Shapes: B batch, T tasks, P prior, E embedding, H hidden of a gate, I and O a layer's input and output width.
 """
 
 from __future__ import annotations
@@ -10,21 +12,25 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from trainer.model.gate_nu import GateNU
+from trainer.model.gate_nu import GateInput, gated, xavier_uniform
 
 
-class TowerLayer(nn.Module):
-    """One layer of all task towers at once: a batched product instead of T small ones."""
+class TaskLinear(nn.Module):
+    """scale * x W + b of all tasks at once: a batched product instead of T small ones."""
 
-    def __init__(self, *, num_tasks: int, width_in: int, width_out: int) -> None:
+    def __init__(
+        self, *, num_tasks: int, width_in: int, width_out: int, scale: float = 1.0, joint: bool = False
+    ) -> None:
+        """Args: joint: the tasks' matrices are parts of one [I, T * O], which Xavier's bound is for."""
         super().__init__()
+        self.scale = scale
         self.weight_TIO = nn.Parameter(torch.empty(num_tasks, width_in, width_out))
         self.bias_T1O = nn.Parameter(torch.zeros(num_tasks, 1, width_out))
-        for weight_IO in self.weight_TIO.data:
-            nn.init.xavier_uniform_(weight_IO)
+        fan_out = width_out * num_tasks if joint else width_out
+        xavier_uniform(self.weight_TIO, fan_in=width_in, fan_out=fan_out)
 
     def forward(self, x_TBI: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias_T1O, x_TBI, self.weight_TIO)
+        return torch.baddbmm(self.bias_T1O, x_TBI, self.weight_TIO, alpha=self.scale)
 
 
 class PPNet(nn.Module):
@@ -32,6 +38,7 @@ class PPNet(nn.Module):
 
     Every layer has its own Gate NU, of width I * T, split into one gate a task; its input is
     prior + stop_gradient(O_ep) (+ concatenates). The last layer gives logits and its output is not gated.
+    Since delta = gamma * sigmoid(z), a layer is gamma * (sigmoid(z) * H) W + b.
     Source: arXiv 2302.01115, equations 7 to 9.
     """
 
@@ -49,17 +56,18 @@ class PPNet(nn.Module):
         super().__init__()
         self.num_tasks = num_tasks
         widths = (input_width, *tower_widths, 1)
+        self.gate_input = GateInput(
+            prior_width=prior_width,
+            seen_width=embedding_width,
+            width_hidden=gate_hidden,
+            num_gates=len(widths) - 1,
+        )
         self.gates = nn.ModuleList(
-            GateNU(
-                width_in=prior_width + embedding_width,
-                width_hidden=gate_hidden,
-                width_out=width_in * num_tasks,
-                gamma=gamma,
-            )
+            TaskLinear(num_tasks=num_tasks, width_in=gate_hidden, width_out=width_in, joint=True)
             for width_in in widths[:-1]
         )
         self.layers = nn.ModuleList(
-            TowerLayer(num_tasks=num_tasks, width_in=width_in, width_out=width_out)
+            TaskLinear(num_tasks=num_tasks, width_in=width_in, width_out=width_out, scale=gamma)
             for width_in, width_out in pairwise(widths)
         )
 
@@ -72,11 +80,11 @@ class PPNet(nn.Module):
             h_BI: H^(1), the input of the first layer.
         Returns: float [B, T].
         """
-        gate_input = torch.cat([prior_BP, embedding_BE.detach()], dim=1)
+        x_LBH = self.gate_input(prior_BP, embedding_BE)
         h_TBI = h_BI.unsqueeze(0)
-        for index, (gate, layer) in enumerate(zip(self.gates, self.layers, strict=True)):
-            delta_TBI = gate(gate_input).unflatten(1, (self.num_tasks, -1)).transpose(0, 1)
-            h_TBI = layer(delta_TBI * h_TBI)
+        for index, (x_BH, gate, layer) in enumerate(zip(x_LBH, self.gates, self.layers, strict=True)):
+            z_TBI = gate(x_BH.expand(self.num_tasks, -1, -1))
+            h_TBI = layer(gated(z_TBI, h_TBI.to(z_TBI.dtype)))
             if index < len(self.layers) - 1:
                 h_TBI = torch.relu(h_TBI)
         return h_TBI.squeeze(2).transpose(0, 1)

@@ -13,10 +13,14 @@ from trainer.config import preset
 from trainer.config.config import ModelConfig
 from trainer.errors import ConfigError
 from trainer.model import PEPNet, multi_task_loss
-from trainer.model.layout import FeatureLayout
+from trainer.model.gate_nu import gated
+from trainer.model.layout import FeatureLayout, columns_in
 
 NUM_TASKS = 3
 BATCH = 7
+
+Gate = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""W, b, W', b' of equations 2 and 3."""
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -27,10 +31,29 @@ def relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0.0)
 
 
-def gate_nu(x: np.ndarray, weights: dict[str, np.ndarray], name: str, gamma: float) -> np.ndarray:
-    """Equations 2 and 3. PyTorch keeps W transposed."""
-    hidden = relu(x @ weights[f"{name}.hidden.weight"].T + weights[f"{name}.hidden.bias"])
-    return gamma * sigmoid(hidden @ weights[f"{name}.output.weight"].T + weights[f"{name}.output.bias"])
+def gate_nu(x: np.ndarray, gate: Gate, gamma: float) -> np.ndarray:
+    """Equations 2 and 3."""
+    w, b, w2, b2 = gate
+    return gamma * sigmoid(relu(x @ w + b) @ w2 + b2)
+
+
+def domain_gate(w: dict[str, np.ndarray]) -> Gate:
+    """The model keeps the first matrix in two parts: for the prior, transposed, and for what is only seen."""
+    first = [w["epnet.gate_input.prior.weight"].T]
+    if "epnet.gate_input.seen_weight_SH" in w:
+        first.append(w["epnet.gate_input.seen_weight_SH"])
+    bias = w["epnet.gate_input.prior.bias"]
+    return np.concatenate(first), bias, w["epnet.gate.weight"].T, w["epnet.gate.bias"]
+
+
+def layer_gate(w: dict[str, np.ndarray], layer: int, width_hidden: int) -> Gate:
+    """One layer's Gate NU, I * T wide; the model keeps the first matrices of all layers side by side."""
+    mine = slice(layer * width_hidden, (layer + 1) * width_hidden)
+    first = np.concatenate(
+        [w["ppnet.gate_input.prior.weight"].T[:, mine], w["ppnet.gate_input.seen_weight_SH"][:, mine]]
+    )
+    second = np.concatenate(list(w[f"ppnet.gates.{layer}.weight_TIO"]), axis=1)
+    return first, w["ppnet.gate_input.prior.bias"][mine], second, w[f"ppnet.gates.{layer}.bias_T1O"].flatten()
 
 
 def transcription(e: np.ndarray, model: PEPNet, config: ModelConfig, layout: FeatureLayout) -> np.ndarray:
@@ -40,7 +63,7 @@ def transcription(e: np.ndarray, model: PEPNet, config: ModelConfig, layout: Fea
     prior = e[:, layout.columns_of("user", "item", "author")]
     # (5) and (6)
     gate_input = np.concatenate([domain, e], 1) if config.epnet_input == "domain_and_embedding" else domain
-    delta_domain = gate_nu(gate_input, w, "epnet.gate", config.gate_gamma)
+    delta_domain = gate_nu(gate_input, domain_gate(w), config.gate_gamma)
     if config.epnet_gate == "field":
         delta_domain = np.repeat(delta_domain, layout.dims, axis=1)
     o_ep = delta_domain * e
@@ -55,7 +78,7 @@ def transcription(e: np.ndarray, model: PEPNet, config: ModelConfig, layout: Fea
         h = h1
         for layer in range(num_layers):
             width = h.shape[1]
-            delta = gate_nu(o_prior, w, f"ppnet.gates.{layer}", config.gate_gamma)
+            delta = gate_nu(o_prior, layer_gate(w, layer, config.gate_hidden), config.gate_gamma)
             delta_task = delta[:, task * width : (task + 1) * width]
             # (8) and (9): the gate multiplies the layer's input
             weight = w[f"ppnet.layers.{layer}.weight_TIO"][task]
@@ -106,15 +129,15 @@ def test_gate_inputs_get_no_gradient_through_stop_gradient_but_priors_do() -> No
     """With all values but the gates cut off, only domain and prior columns feel the loss."""
     model, _, layout, embedding_BE = make()
     embedding_BE.requires_grad_(True)
-    domain_BD = embedding_BE[:, model.domain_columns]
-    delta = model.epnet.gate(torch.cat([domain_BD, embedding_BE.detach()], 1))
-    delta.sum().backward()
+    domain_BD = embedding_BE[:, layout.columns_of("domain")]
+    (x_BH,) = model.epnet.gate_input(domain_BD, embedding_BE)
+    model.epnet.gate(x_BH).sum().backward()
     assert embedding_BE.grad is not None
     touched = set(torch.nonzero(embedding_BE.grad.abs().sum(0)).flatten().tolist())
     assert touched == set(layout.columns_of("domain"))
 
     embedding_BE.grad = None
-    prior_BP = embedding_BE[:, model.prior_columns]
+    prior_BP = embedding_BE[:, layout.columns_of("user", "item", "author")]
     # h is constant: what is left of the gradient comes through the gates' inputs.
     model.ppnet(prior_BP, embedding_BE, torch.ones_like(embedding_BE)).sum().backward()
     touched = set(torch.nonzero(embedding_BE.grad.abs().sum(0)).flatten().tolist())
@@ -122,12 +145,14 @@ def test_gate_inputs_get_no_gradient_through_stop_gradient_but_priors_do() -> No
 
 
 def test_gates_differ_between_tasks() -> None:
-    model, _, _, embedding_BE = make()
-    prior_BP = embedding_BE[:, model.prior_columns]
-    gate = model.ppnet.gates[0](torch.cat([prior_BP, embedding_BE], 1)).unflatten(1, (NUM_TASKS, -1))
-    assert not torch.allclose(gate[:, 0], gate[:, 1])
-    assert gate.min() > 0
-    assert gate.max() < 2
+    model, _, layout, embedding_BE = make()
+    prior_BP = embedding_BE[:, layout.columns_of("user", "item", "author")]
+    x_BH = model.ppnet.gate_input(prior_BP, embedding_BE)[0]
+    z_TBI = model.ppnet.gates[0](x_BH.expand(NUM_TASKS, -1, -1))
+    assert not torch.allclose(z_TBI[0], z_TBI[1])
+    opening_TBI = gated(z_TBI, torch.ones_like(z_TBI))
+    assert opening_TBI.min() > 0
+    assert opening_TBI.max() < 1
 
 
 def test_loss_sums_known_labels_and_ignores_the_others() -> None:
@@ -161,3 +186,11 @@ def test_layout_follows_the_tables_and_finds_columns_by_role() -> None:
     assert layout.features[-1].name == wide.name
     assert layout.width == sum(layout.dims)
     assert layout.columns_of("domain")[-32:] == list(range(layout.width - 32, layout.width))
+
+
+def test_runs_of_columns_are_the_columns() -> None:
+    layout = FeatureLayout.of(preset("quickstart").schema)
+    embedding_BE = torch.randn(3, layout.width)
+    for roles in (("domain",), ("user", "item", "author"), ("user",)):
+        expected = embedding_BE[:, layout.columns_of(*roles)]
+        assert torch.equal(columns_in(embedding_BE, layout.runs_of(*roles)), expected)
