@@ -3,6 +3,7 @@
 python -m param_server shard --address 127.0.0.1:0 --log-dir DIR
 python -m param_server replica --shard ADDRESS --address 127.0.0.1:0
 python -m param_server status ADDRESS
+python -m param_server rules simulate --synthetic 1000000 --rules everything --rules paddle_ctr
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from types import FrameType
 import msgspec
 import structlog
 
+from param_server import rules_command
 from param_server.errors import ParamServerError
 
 STOP_GRACE_S = 2.0
@@ -42,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     replica.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
     status = commands.add_parser("status", help="show the state of a shard or a replica")
     status.add_argument("address")
+    rules_command.add_parser(commands)
     arguments = parser.parse_args(argv)
     # Standard output belongs to `status`; logs go beside it.
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
@@ -51,8 +54,10 @@ def main(argv: list[str] | None = None) -> int:
             run_shard(arguments)
         elif arguments.command == "replica":
             run_replica(arguments)
-        else:
+        elif arguments.command == "status":
             show_status(arguments.address)
+        else:
+            arguments.run(arguments)
     except ParamServerError as error:
         sys.stderr.write(f"param_server {arguments.command}: {error}\n")
         return 1
