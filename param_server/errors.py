@@ -14,6 +14,7 @@ ParamServerError
 ├── RequestError       a prediction request is wrong: the message names the input
 ├── UnknownModelError  the replica serves another model
 ├── AccessError        a credential is missing, wrong or unreadable
+├── ConfigError        a configuration file or argument is wrong
 ├── RulesError         rules, or updates to try them on, cannot be read
 └── UnavailableError   the other side is not there (yet); trying again can help
 """
@@ -74,6 +75,10 @@ class UnknownModelError(ParamServerError):
 
 
 class AccessError(ParamServerError):
+    pass
+
+
+class ConfigError(ParamServerError):
     pass
 
 

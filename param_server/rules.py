@@ -58,10 +58,12 @@ class ChangedColumns:
 
     def rows(self, chosen_N: Bools) -> ChangedColumns:
         """The columns of some rows."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ChangedColumns(
-            **{name: None if column is None else column[chosen_N] for name, column in columns.items()}
-        )
+        columns: dict[str, Any] = {
+            field.name: None if column is None else column[chosen_N]
+            for field in fields(self)
+            for column in (getattr(self, field.name),)
+        }
+        return ChangedColumns(**columns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -86,11 +86,10 @@ def not_finite(packed_NW: Packed, row_format: str) -> npt.NDArray[np.bool_]:
     Nothing is unpacked: code * scale + bias grows or falls with the code, so both ends bound a row.
     """
     if row_format != "int8":
-        bad_N: npt.NDArray[np.bool_] = ~np.isfinite(packed_NW).all(axis=1)
-        return bad_N
+        return np.asarray(~np.isfinite(packed_NW).all(axis=1))
     scale_N, bias_N = _tail(packed_NW).T
     with np.errstate(over="ignore", invalid="ignore"):
-        return ~(np.isfinite(bias_N) & np.isfinite(scale_N * np.float32(255) + bias_N))
+        return np.asarray(~(np.isfinite(bias_N) & np.isfinite(scale_N * np.float32(255) + bias_N)))
 
 
 def _tail(packed_NW: Packed) -> Floats:

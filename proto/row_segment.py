@@ -164,7 +164,7 @@ def finite_rows(segment: RowSegment) -> tuple[RowSegment, npt.NDArray[np.int64]]
 
     A row counts as not finite if its optimizer state or score is not, too.
     """
-    good_N = np.isfinite(segment.rows_ND).all(axis=1)
+    good_N = ~not_finite(segment.rows_ND, "float32")
     for column in (segment.state_N, segment.scores_N):
         if column is not None:
             good_N &= np.isfinite(column)
