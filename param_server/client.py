@@ -100,6 +100,7 @@ class ReplicaState:
     num_rows_expired: int = 0
     num_rows_other_shard: int = 0
     num_moves_back: int = 0
+    num_rows_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +247,7 @@ class ReplicaClient(_Connection):
             num_rows_expired=reply.num_rows_expired,
             num_rows_other_shard=reply.num_rows_other_shard,
             num_moves_back=reply.num_moves_back,
+            num_rows_refused=reply.num_rows_refused,
         )
 
     def predict(self, inputs: dict[str, npt.NDArray[Any]]) -> Prediction:

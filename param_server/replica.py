@@ -25,6 +25,7 @@ from param_server.serving_model import ServingModel
 from param_server.serving_store import NotHeld, Prepared, ServingStore
 from param_server.version_rows import read_packed
 from proto import param_server_pb2
+from proto.row_segment import NotFiniteError
 
 APPLIED_MAX = 4096
 
@@ -68,6 +69,8 @@ class Replica:
         self.applied: deque[tuple[Version, int]] = deque(maxlen=APPLIED_MAX)
         self.num_reloads = 0
         self.num_moves_back = 0
+        self.num_rows_refused = 0
+        """Rows that were not finite; the version that brought them was refused with them."""
         self.last_refusal = ""
 
     @property
@@ -145,6 +148,8 @@ class Replica:
         """A version could not be applied. Who follows asks for the newest full version next."""
         self.last_refusal = str(error)
         self._beside = None
+        if isinstance(error.__cause__, NotFiniteError):
+            self.num_rows_refused += error.__cause__.num_rows
         if plan.kind == "follow":
             self.num_reloads += 1
             self._reload = True

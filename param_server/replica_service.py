@@ -170,6 +170,7 @@ class ReplicaService(
                 num_rows_expired=not_held.expired,
                 num_rows_other_shard=not_held.other_shard,
                 num_moves_back=replica.num_moves_back,
+                num_rows_refused=replica.num_rows_refused,
             )
         for version, visible_ms in replica.applied.copy():
             status.applied.add(version=to_message(version), visible_ms=visible_ms)

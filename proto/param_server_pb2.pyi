@@ -144,7 +144,7 @@ class ShardStatus(_message.Message):
     def __init__(self, head: _Optional[_Union[Version, _Mapping]] = ..., num_versions: _Optional[int] = ..., num_full: _Optional[int] = ..., num_delta: _Optional[int] = ..., num_rows: _Optional[int] = ..., bytes_published: _Optional[int] = ..., num_subscribers: _Optional[int] = ..., fenced_generation: _Optional[int] = ..., damage: _Optional[_Iterable[str]] = ..., subscribers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("version", "ready", "age_ms", "num_rows", "num_predictions", "num_unknown_ids", "applied", "num_reloads", "num_refused_requests", "last_refusal", "pinned", "channel", "promoted", "num_row_bytes", "num_rows_over_budget", "num_rows_expired", "num_rows_other_shard", "num_moves_back")
+    __slots__ = ("version", "ready", "age_ms", "num_rows", "num_predictions", "num_unknown_ids", "applied", "num_reloads", "num_refused_requests", "last_refusal", "pinned", "channel", "promoted", "num_row_bytes", "num_rows_over_budget", "num_rows_expired", "num_rows_other_shard", "num_moves_back", "num_rows_refused")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     AGE_MS_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class ReplicaStatus(_message.Message):
     NUM_ROWS_EXPIRED_FIELD_NUMBER: _ClassVar[int]
     NUM_ROWS_OTHER_SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_MOVES_BACK_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_REFUSED_FIELD_NUMBER: _ClassVar[int]
     version: Version
     ready: bool
     age_ms: int
@@ -181,7 +182,8 @@ class ReplicaStatus(_message.Message):
     num_rows_expired: int
     num_rows_other_shard: int
     num_moves_back: int
-    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., ready: _Optional[bool] = ..., age_ms: _Optional[int] = ..., num_rows: _Optional[int] = ..., num_predictions: _Optional[int] = ..., num_unknown_ids: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[AppliedVersion, _Mapping]]] = ..., num_reloads: _Optional[int] = ..., num_refused_requests: _Optional[int] = ..., last_refusal: _Optional[str] = ..., pinned: _Optional[_Union[Version, _Mapping]] = ..., channel: _Optional[str] = ..., promoted: _Optional[_Union[Version, _Mapping]] = ..., num_row_bytes: _Optional[int] = ..., num_rows_over_budget: _Optional[int] = ..., num_rows_expired: _Optional[int] = ..., num_rows_other_shard: _Optional[int] = ..., num_moves_back: _Optional[int] = ...) -> None: ...
+    num_rows_refused: int
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., ready: _Optional[bool] = ..., age_ms: _Optional[int] = ..., num_rows: _Optional[int] = ..., num_predictions: _Optional[int] = ..., num_unknown_ids: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[AppliedVersion, _Mapping]]] = ..., num_reloads: _Optional[int] = ..., num_refused_requests: _Optional[int] = ..., last_refusal: _Optional[str] = ..., pinned: _Optional[_Union[Version, _Mapping]] = ..., channel: _Optional[str] = ..., promoted: _Optional[_Union[Version, _Mapping]] = ..., num_row_bytes: _Optional[int] = ..., num_rows_over_budget: _Optional[int] = ..., num_rows_expired: _Optional[int] = ..., num_rows_other_shard: _Optional[int] = ..., num_moves_back: _Optional[int] = ..., num_rows_refused: _Optional[int] = ...) -> None: ...
 
 class PinRequest(_message.Message):
     __slots__ = ("version",)

@@ -24,7 +24,7 @@ from param_server.sources import ShardSource
 from param_server.transport import open_server
 from proto import open_inference_pb2 as oip
 from proto import param_server_pb2, param_server_pb2_grpc
-from proto.tensor_blob import crc32c
+from proto.tensor_blob import crc32c, decode_tensors
 
 
 class Stream:
@@ -175,6 +175,75 @@ def test_a_damaged_version_is_refused_and_the_live_one_stays(kit, stream, replic
         replica.apply_all(stream.version("delta", kit.all_keys()[:3], edit=edit), shared={})
     assert replica.store.version == Version(1, 1)
     assert replica.ready
+
+
+def hostile_header(rows: bytes) -> bytes:
+    header = b'{"rows":{"dtype":"F32","shape":[1099511627776,4],"data_offsets":[0,17592186044416]}}'
+    return len(header).to_bytes(8, "little") + header
+
+
+def respelled(rows: bytes, change) -> bytes:
+    """The tensors of a rows blob, changed by someone who does not check."""
+    tensors, metadata = decode_tensors(rows, where="here")
+    tensors = {name: array.copy() for name, array in tensors.items()}
+    change(tensors, metadata)
+    return encode_tensors(tensors, metadata=metadata)
+
+
+def not_finite(tensors, metadata) -> None:
+    tensors["rows"][1:3] = np.nan
+
+
+def doubled_id(tensors, metadata) -> None:
+    tensors["ids_N"][1] = tensors["ids_N"][0]
+
+
+def deleted_too(tensors, metadata) -> None:
+    tensors["deleted_ids_M"] = tensors["ids_N"][:1]
+
+
+def other_dtype(tensors, metadata) -> None:
+    tensors["rows"] = tensors["rows"].astype(np.float64)
+
+
+def other_dim(tensors, metadata) -> None:
+    tensors["rows"] = np.zeros((len(tensors["rows"]), 8), np.float32)
+    metadata["dim"] = "8"
+
+
+def other_table(tensors, metadata) -> None:
+    metadata["table"] = "u"
+
+
+@pytest.mark.parametrize(
+    ("spoil_rows", "message"),
+    [
+        (hostile_header, r"version 1\.2: blob 't-0': tensor 'rows': .* takes 17592186044416 bytes"),
+        (lambda rows: rows[:-1], r"version 1\.2: blob 't-0'"),
+        (lambda rows: respelled(rows, not_finite), r"blob 't-0': column 'rows' is not finite .* 2 of 5 rows"),
+        (lambda rows: respelled(rows, doubled_id), r"blob 't-0': id \d+ occurs more than once"),
+        (lambda rows: respelled(rows, deleted_too), r"blob 't-0': id \d+ occurs more than once"),
+        (lambda rows: respelled(rows, other_dtype), r"blob 't-0': float32 rows .* found float64"),
+        (lambda rows: respelled(rows, other_dim), r"version 1\.2: table 't': expected dim 4, found 8"),
+        (lambda rows: respelled(rows, other_table), r"blob 't-0': expected \(table, rows, deletes\)"),
+    ],
+)
+def test_bad_rows_are_refused_by_name_counted_and_change_nothing(kit, stream, replica, spoil_rows, message):
+    keys = kit.all_keys()
+    replica.apply_all(stream.version("full", keys), shared={})
+    before = replica.store.gather({"t": np.array(keys)})
+    _, blobs = stream.trainer.describe("delta", keys[:5], [])
+    plan = replica.plan()
+    bad = stream.version("delta", keys[:5], replace={"rows": spoil_rows(blobs[0][2])})
+    with pytest.raises(BadBlobError, match=message) as caught:
+        replica.apply_all(bad, shared={}, plan=plan)
+    replica.refuse(caught.value, plan)
+    assert replica.num_rows_refused == (2 if "not finite" in message else 0)
+    assert replica.last_refusal == str(caught.value)
+    assert replica.plan().held is None, "it asks for the newest full version"
+    after = replica.store.gather({"t": np.array(keys)})
+    assert after.version == Version(1, 1)
+    np.testing.assert_array_equal(before.rows_ND["t"], after.rows_ND["t"])
 
 
 def other_model(kit, **weights) -> bytes:
