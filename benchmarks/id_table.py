@@ -37,6 +37,7 @@ from feature_eviction import make_keys
 ROWS = (1_000_000, 10_000_000, 50_000_000)
 IDS_PER_CALL = 20_000
 MAP_CASES = {"map_hit": 0.0, "map_new5": 0.05, "map_new20": 0.20}
+LOOKUP_STREAMS = ("zipf", "uniform", "all_new")
 
 TIMED_ROUND = 50
 """Calls of one contestant in a row where single calls are looked at."""
@@ -118,20 +119,27 @@ class Pairing:
 
     def run(self) -> None:
         has = self._theirs.cases
-        for stream in ("zipf", "uniform", "all_new"):
-            self._calls("lookup", stream)
+        for stream in LOOKUP_STREAMS:
+            self._calls(f"lookup_{stream}", stream)
         if "map" in has:
             for case, new_share in MAP_CASES.items():
                 for stream in ("zipf", "uniform"):
                     self._calls(case, stream, new_share=new_share)
         if "delete" in has:
             self._delete()
+            # Who deleted from its own table would find room where the other has to evict.
+            self._refill()
         if "load" in has:
             self._load("load", self._ours.loader())
         if "load_rows" in has:
             self._load("load_rows", self._ours.row_loader())
         if "map" in has:
             self._calls("map_all_new", "all_new")
+
+    def _refill(self) -> None:
+        """Both tables anew, full of the first ids."""
+        self.close()
+        self._fill()
 
     def bytes_per_id(self) -> dict[str, float]:
         used = {"ours": self._ours.bytes_used(), self.name: self._theirs.bytes_used()}
@@ -141,14 +149,13 @@ class Pairing:
         self._theirs.close()
 
     def _calls(self, case: str, stream: str, *, new_share: float = 0.0) -> None:
-        act = "lookup" if case == "lookup" else "map"
+        act = "lookup" if case.startswith("lookup") else "map"
         num_calls = self._theirs.calls_per_round or self.effort.calls_per_round
 
         def next_round() -> list[Keys]:
             # Ids that left are no longer hits: the tables are made anew before many are gone.
             if stream != "all_new" and self._ours.num_new - self._num_new_filled > DRIFT_MAX * self.num_rows:
-                self.close()
-                self._fill()
+                self._refill()
             return self._streams.calls(stream, new_share=new_share, num_calls=num_calls)
 
         seconds = in_turns(
@@ -202,6 +209,8 @@ class Pairing:
 
     def call_times(self) -> dict[str, dict[str, float]]:
         """Single calls with 5 % new ids, some thousand of them, both in turns."""
+        # The cases before have pushed the first ids out: all calls would be of new ones.
+        self._refill()
         seconds = in_turns(
             {"ours": self._ours.map, self.name: self._theirs.map},
             partial(self._streams.calls, "zipf", new_share=MAP_CASES["map_new5"], num_calls=TIMED_ROUND),

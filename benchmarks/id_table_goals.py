@@ -14,6 +14,8 @@ BYTES_PER_ID_MAX = 24.0
 LARGE_TO_SMALL_COST_MAX = 2.0
 """An id at 50M rows against one at 1M."""
 
+LOOKUPS = ("lookup_zipf", "lookup_uniform")
+"""Of ids that are held; the goal does not speak of the others."""
 MAPS = ("map_hit", "map_new5", "map_new20")
 WORST_SHOWN = 4
 
@@ -24,9 +26,9 @@ def goals(rows: Rows, sizes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Args: rows as printed; sizes: the facts of each table size, the smallest first."""
     small, large = sizes[0]["table_rows"], sizes[-1]["table_rows"]
     lookups = {
-        f"{row['stream']} beside {row['peer']}": row["ours"]
+        f"{row['case']} beside {row['peer']}": row["ours"]
         for row in rows
-        if row["case"] == "lookup" and row["table_rows"] == small and row["stream"] != "all_new"
+        if row["case"] in LOOKUPS and row["table_rows"] == small
     }
     maps = [row for row in rows if row["case"] in MAPS]
     to_native = {_place(row): row["ratio"] for row in maps if row["peer"] == "native"}
@@ -51,7 +53,12 @@ def goals(rows: Rows, sizes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _place(row: Mapping[str, Any]) -> str:
-    return f"{row['case']} {row['stream']} {row['table_rows'] / 1e6:g}M"
+    return f"{_case(row)} {row['table_rows'] / 1e6:g}M"
+
+
+def _case(row: Mapping[str, Any]) -> str:
+    """A lookup's name has its stream in it already."""
+    return row["case"] if row["case"].startswith("lookup") else f"{row['case']} {row['stream']}"
 
 
 def _cost_ratios(rows: Rows, small: int, large: int) -> dict[str, float]:
@@ -61,14 +68,14 @@ def _cost_ratios(rows: Rows, small: int, large: int) -> dict[str, float]:
     of_native = {
         (row["case"], row["stream"], row["table_rows"]): row
         for row in rows
-        if row["peer"] == "native" and row["case"] in ("lookup", *MAPS)
+        if row["peer"] == "native" and row["case"] in (*LOOKUPS, "lookup_all_new", *MAPS)
     }
     ratios = {}
     for (case, stream, size), at_large in of_native.items():
         at_small = of_native.get((case, stream, small))
         if size == large and at_small:
             native = at_small["theirs"] / at_large["theirs"]
-            ratios[f"{case} {stream} (C++ {native:.1f})"] = at_small["ours"] / at_large["ours"]
+            ratios[f"{_case(at_large)} (C++ {native:.1f})"] = at_small["ours"] / at_large["ours"]
     return ratios
 
 

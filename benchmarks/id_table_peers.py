@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks import native_table
 from benchmarks.mch_peer import Mch
-from feature_eviction import ClassPolicy, IdTable, SlotMap, TablePolicy
+from feature_eviction import ClassPolicy, IdTable, TablePolicy
 
 CLASS_ID = 7
 TTL_S = 30 * 86_400
@@ -92,10 +92,11 @@ class Ours:
         return result
 
     def deleter(self) -> Callable[[Keys], object]:
-        """IdTable lets rows leave by rule only; a delete by key is SlotMap's."""
-        slots = SlotMap(self._policy.num_slots)
-        slots.upsert(self._table.rows().keys_N)
-        return slots.delete
+        """From a copy, so that the table stays full for what comes after."""
+        table = IdTable.load(self._policy, self._table.state())
+        # Compiled on its first call, outside of the clock.
+        table.delete(np.zeros(0, np.int64), now_s=START_S)
+        return partial(table.delete, now_s=START_S)
 
     def loader(self) -> Callable[[], object]:
         """The exact state, as a restart reads it."""

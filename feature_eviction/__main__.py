@@ -19,7 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     """0 = done, 2 = something was wrong with what was asked."""
     options = _parser().parse_args(arguments)
     try:
-        columns = Columns(keys=tuple(options.key), time=options.time, label=options.label)
+        columns = Columns(
+            keys=tuple(options.key), time=options.time, label=options.label, time_is_ms=options.time_ms
+        )
         if options.command == "propose-ttl":
             proposals = propose_ttls(
                 events_of(options.file, columns), num_classes=len(options.key), quantile=options.quantile
@@ -56,9 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     dry.add_argument("--plot", type=Path, help="a file that ends in .svg or .png")
     dry.add_argument("--why", type=int, action="append", default=[], help="explain a key (class << 52 | id)")
     for command in (ttl, dry):
-        command.add_argument("file", type=Path, metavar="FILE.csv")
+        command.add_argument("file", type=Path, metavar="FILE.csv[.gz]")
         command.add_argument("--key", action="append", required=True, help="an id column; each is one class")
         command.add_argument("--time", required=True, help="the column of unix seconds")
+        command.add_argument("--time-ms", action="store_true", help="that column is in milliseconds")
         command.add_argument("--label", help="the column that is above 0 for a positive")
     return parser
 

@@ -1,13 +1,17 @@
-"""A stream of sightings from a CSV file, in bounded pieces: keys, times, labels.
+"""A stream of sightings from a CSV file (.csv or .csv.gz), in bounded pieces: keys, times, labels.
 
-Ids may be integers or any text (hashed to 52 bits, counted by the table as any other id); times are seconds.
+Ids may be integers or any text (hashed to 52 bits, counted by the table as any other id); times are unix
+seconds or milliseconds.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
+import zlib
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +30,7 @@ class Columns(NamedTuple):
     """One feature class each, in this order from class 0 on."""
     time: str
     label: str | None = None
+    time_is_ms: bool = False
 
 
 class Events(NamedTuple):
@@ -43,22 +48,36 @@ class EventFileError(FeatureEvictionError):
 def events_of(path: Path, columns: Columns) -> Iterator[Events]:
     """Pieces of at most PIECE_ROWS lines.
 
-    Raises: EventFileError naming file, line and column of what cannot be read.
+    Raises: EventFileError naming file, line and column of what cannot be read; OSError for a file that cannot
+    be opened.
     """
-    with path.open(newline="", encoding="utf-8") as file:
+    with _opened(path) as file:
         reader = csv.DictReader(file)
-        wanted = [*columns.keys, columns.time, *([columns.label] if columns.label else [])]
-        missing = sorted(set(wanted) - set(reader.fieldnames or ()))
-        if missing:
-            raise EventFileError(f"{path}: columns {missing} are missing, found {reader.fieldnames}")
-        lines: list[dict[str, str]] = []
-        for line in reader:
-            lines.append(line)
-            if len(lines) == PIECE_ROWS:
-                yield _piece(lines, columns, path=path, last_line=reader.line_num)
-                lines = []
-        if lines:
+        try:
+            yield from _pieces(reader, columns, path=path)
+        except (UnicodeDecodeError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise EventFileError(f"{path}: not readable after line {reader.line_num} ({error})") from error
+
+
+def _opened(path: Path) -> TextIOWrapper:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", newline="", encoding="utf-8")
+    return path.open(newline="", encoding="utf-8")
+
+
+def _pieces(reader: csv.DictReader[str], columns: Columns, *, path: Path) -> Iterator[Events]:
+    wanted = [*columns.keys, columns.time, *([columns.label] if columns.label else [])]
+    missing = sorted(set(wanted) - set(reader.fieldnames or ()))
+    if missing:
+        raise EventFileError(f"{path}: columns {missing} are missing, found {reader.fieldnames}")
+    lines: list[dict[str, str]] = []
+    for line in reader:
+        lines.append(line)
+        if len(lines) == PIECE_ROWS:
             yield _piece(lines, columns, path=path, last_line=reader.line_num)
+            lines = []
+    if lines:
+        yield _piece(lines, columns, path=path, last_line=reader.line_num)
 
 
 def _piece(lines: list[dict[str, str]], columns: Columns, *, path: Path, last_line: int) -> Events:
@@ -69,10 +88,11 @@ def _piece(lines: list[dict[str, str]], columns: Columns, *, path: Path, last_li
             first = last_line - len(lines) + 1
             raise EventFileError(f"{path}: lines {first}..{last_line}, column '{name}': {error}") from error
 
-    times_s = numbers(columns.time)
+    times_s = numbers(columns.time) // (1000 if columns.time_is_ms else 1)
     if len(times_s) and not (times_s.min() >= 0 and times_s.max() < 2**32):
         raise EventFileError(
-            f"{path}: column '{columns.time}' must be unix seconds, found {times_s.min()}..{times_s.max()}"
+            f"{path}: column '{columns.time}' must be unix seconds, found {times_s.min()}..{times_s.max()}; "
+            f"for milliseconds give --time-ms"
         )
     positives = np.zeros(len(lines), np.int64) if columns.label is None else numbers(columns.label) > 0
     by_class = [

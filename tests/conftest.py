@@ -14,11 +14,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0
+SERVERS_VARIABLE = "FRESHET_TEST_BOOTSTRAP_SERVERS"
 JAVA_OPTIONS = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dlog4j2.level=WARN")
 
 
@@ -101,28 +103,59 @@ def embedded_broker(start_embedded_broker: Callable[[dict[str, int]], EmbeddedBr
 
 @dataclass
 class KafkaBroker:
-    """A real Kafka broker (KRaft) on loopback; kill and start keep its data."""
+    """A real Kafka broker (KRaft) on loopback; kill and start keep its data.
+
+    given_servers: a cluster of the user's instead, which nobody kills: a test that must is skipped.
+    """
 
     home: Path
     directory: Path
     port: int
     controller_port: int
+    given_servers: str = ""
     process: subprocess.Popen[bytes] | None = None
+    topics: list[str] = field(default_factory=list)
 
     @property
     def bootstrap_servers(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return self.given_servers or f"127.0.0.1:{self.port}"
+
+    def options(self) -> dict[str, Any]:
+        """For every kafka-python client."""
+        from trainer.stream.broker import Security, connect_options
+
+        return connect_options(self.bootstrap_servers, security=Security(), timeout_s=30)
+
+    def new_name(self) -> str:
+        """A name that no topic has; topics of that name, or beginning with it, leave with the session."""
+        self.topics.append(f"freshet-test-{uuid.uuid4().hex[:12]}")
+        return self.topics[-1]
 
     def new_topic(self) -> str:
         """A topic of three partitions that no other test has used."""
-        from trainer.stream.broker import Security, connect_options, ensure_topic
+        from trainer.stream.broker import ensure_topic
 
-        name = f"topic-{uuid.uuid4().hex[:12]}"
-        options = connect_options(self.bootstrap_servers, security=Security(), timeout_s=30)
-        assert ensure_topic(name, num_partitions=3, options=options) == [0, 1, 2]
+        name = self.new_name()
+        assert ensure_topic(name, num_partitions=3, options=self.options()) == [0, 1, 2]
         return name
 
+    def delete_topics(self) -> None:
+        """Leave a cluster that is not ours as it was."""
+        from kafka import KafkaAdminClient
+
+        admin = KafkaAdminClient(**self.options())
+        found = [name for name in admin.list_topics() if name.startswith(tuple(self.topics))]
+        if found:
+            admin.delete_topics(found)
+        admin.close()
+
+    def skip_unless_ours(self) -> None:
+        """Called first by a test that kills the broker, restarts it or asks its machine."""
+        if self.given_servers:
+            pytest.skip(f"{SERVERS_VARIABLE} names a cluster that tests must not kill")
+
     def start(self) -> None:
+        self.skip_unless_ours()
         properties = self.directory / "server.properties"
         if not properties.exists():
             properties.write_text(self._properties())
@@ -134,6 +167,7 @@ class KafkaBroker:
 
     def kill(self) -> None:
         """SIGKILL: nothing is shut down in order."""
+        self.skip_unless_ours()
         assert self.process is not None
         self.process.kill()
         self.process.wait(timeout=20)
@@ -181,7 +215,14 @@ class KafkaBroker:
 def kafka_broker(
     tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
 ) -> Iterator[KafkaBroker]:
-    """A real broker, from the Kafka distribution that KAFKA_HOME names."""
+    """A real broker: the cluster that FRESHET_TEST_BOOTSTRAP_SERVERS names, else one from KAFKA_HOME's
+    jars."""
+    given = os.environ.get(SERVERS_VARIABLE)
+    if given:
+        cluster = KafkaBroker(Path(), tmp_path_factory.mktemp("kafka"), 0, 0, given_servers=given)
+        yield cluster
+        cluster.delete_topics()
+        return
     home = os.environ.get("KAFKA_HOME")
     if not home:
         pytest.skip("KAFKA_HOME is not set: no Kafka distribution to test against")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import grpc
 import pytest
 from msgspec.structs import replace
 
+from feature_eviction import ScoreConfig
 from param_server.client import ParamServerClient, UnavailableError
 from param_server.transport import translate
-from trainer.config import preset, to_toml
+from trainer.config import load_config, preset, to_toml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -123,3 +125,24 @@ def test_shard_that_does_not_answer_is_named_with_what_to_check(free_port: Calla
     limited = translate(failure, where="shard x", timeout_s=0.3)
     assert isinstance(limited, UnavailableError)
     assert str(limited).startswith("shard x does not answer within 0.3 s; is it running")
+
+
+def test_score_that_cannot_be_imported_is_one_line(config_file: Path, tmp_path: Path) -> None:
+    """An error of the id table's package reaches the operator like any other."""
+    config = load_config(config_file)
+    table = replace(config.tables[0], score=ScoreConfig(kind="nowhere:score"))
+    config_file.write_text(to_toml(replace(config, tables=(table,))))
+    addresses = ("--bootstrap-servers", "127.0.0.1:9", "--shard-address", "")
+    done = command("train", "--config", str(config_file), "--run-dir", str(tmp_path), *addresses)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: score kind 'nowhere:score': No module named")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--impressions", "many"), ("--rate", "1.5"), ("--seconds", "soon")]
+)
+def test_option_that_is_no_number_is_named_with_what_was_expected(option: str, value: str) -> None:
+    done = command("run", option, value)
+    assert done.returncode == 2
+    assert re.search(rf"argument {option}: expected .*, found {value}$", done.stderr.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""The command line: `python -m trainer {run,train,produce,broker,config}`."""
+"""The command line: `python -m trainer {run,train,produce,broker,config,checkpoints}`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from pathlib import Path
 import structlog
 from msgspec.structs import replace
 
+from feature_eviction import FeatureEvictionError
 from param_server.client import ParamServerError
+from trainer.checkpoint_commands import add_commands
 from trainer.config import Config, load_config, preset, to_toml
 from trainer.errors import ConfigError, FreshetError
+from trainer.failpoints import arm_from_environment
 from trainer.stream.broker import security_from_environment
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -31,10 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
+        arm_from_environment(os.environ)
         command = options.command
         code: int = command(options)
         return code
-    except (FreshetError, ParamServerError) as error:
+    except (FreshetError, ParamServerError, FeatureEvictionError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except OSError as error:
@@ -76,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="print a preset as TOML")
     config.add_argument("--preset", default="quickstart")
     config.set_defaults(command=_config)
+
+    add_commands(commands)
     return parser
 
 
@@ -98,14 +104,16 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text}")
-    return value
+    return int(text)
 
 
 def _positive_seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 1e9:
         raise argparse.ArgumentTypeError(f"expected seconds above 0, found {text}")
     return value

@@ -18,8 +18,9 @@ from trainer.collectives import Ranks
 class Flags(NamedTuple):
     """What a rank says; and, of all ranks together, what at least one of them says."""
 
+    ready: bool
+    """Its part of a whole batch is there."""
     not_ready: bool
-    """Its part of a whole batch is not there yet."""
     not_drained: bool
     """It was not asked to drain, or has not handed out all that its partitions held then."""
     stop: bool
@@ -73,7 +74,7 @@ class Agreement:
 
 def agree_on_flags(mine: Flags, *, ranks: Ranks) -> Flags:
     """Collective."""
-    return Flags(*(bool(said) for said in ranks.gather(np.array(mine, np.int64)).any(axis=0)))
+    return Flags(*(said > 0 for said in ranks.gather(np.array(mine, np.int64)).max(axis=0).tolist()))
 
 
 def agree_on_batch(flags: Flags, mine: BatchFacts, *, ranks: Ranks) -> Agreement:

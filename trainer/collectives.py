@@ -20,11 +20,14 @@ from trainer.errors import ConfigError
 class Ranks:
     """The process group of a run; one rank is the same code with nobody to talk to."""
 
-    def __init__(self, device: torch.device, *, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, device: torch.device, *, timeout: timedelta, group: dist.ProcessGroup | None = None
+    ) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.device = device
         """Where this rank's tables and dense model live."""
+        self._timeout = timeout
         self._group = group
 
     def for_another_thread(self) -> Ranks:
@@ -34,7 +37,8 @@ class Ranks:
         """
         if self.world_size == 1:
             return self
-        return Ranks(self.device, group=dist.new_group(backend="gloo"))
+        group = dist.new_group(backend="gloo", timeout=self._timeout)
+        return Ranks(self.device, timeout=self._timeout, group=group)
 
     def gather(self, values_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Everybody's values int64 [R, N], by rank."""
@@ -111,13 +115,15 @@ class Ranks:
             dist.barrier()
 
 
-def start_ranks(device: str = "cpu") -> Ranks:
+def start_ranks(device: str = "cpu", *, timeout_s: int = 120) -> Ranks:
     """Join the process group that torchrun describes, or make a group of one.
 
+    Args: timeout_s: a rank that does not hear from another for so long, while joining or later, fails.
     Ids and decisions travel over gloo on any device; what lies on GPUs travels over NCCL. A plain start
     needs no address: its one-rank store lives in this process.
     Raises: ConfigError if a GPU is asked for and there is none.
     """
+    timeout = timedelta(seconds=timeout_s)
     backend = "gloo"
     here = torch.device("cpu")
     if device == "cuda":
@@ -130,8 +136,8 @@ def start_ranks(device: str = "cpu") -> Ranks:
         here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(here)
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        dist.init_process_group(backend, timeout=timeout)
     else:
         os.environ.setdefault("LOCAL_RANK", "0")
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    return Ranks(here)
+    return Ranks(here, timeout=timeout)

@@ -4,7 +4,10 @@ FreshetError
 ├── ConfigError        a configuration or an argument is wrong: the user mends it
 ├── DataError          an input file is missing or lacks what it must have
 ├── StreamError        the broker, a topic or a position is not usable
-├── CheckpointError    a checkpoint is damaged, or belongs to another configuration
+├── CheckpointError    a checkpoint cannot be saved, or belongs to another configuration
+│   ├── DamagedError     a file of it is missing, torn or changed
+│   ├── StoreError       the directory or the object store does not do what it is asked
+│   └── LeaseLostError   another run has taken the checkpoint directory over
 └── ChildError         a process of `trainer run` died
 """
 
@@ -28,6 +31,18 @@ class StreamError(FreshetError):
 
 
 class CheckpointError(FreshetError):
+    pass
+
+
+class DamagedError(CheckpointError):
+    pass
+
+
+class StoreError(CheckpointError):
+    pass
+
+
+class LeaseLostError(CheckpointError):
     pass
 
 

@@ -2,8 +2,8 @@
 
 `reach("after_map")` does nothing but look at a global unless the environment armed that name:
 
-    FRESHET_FAILPOINT=NAME:HIT:ACTION      at the HIT-th time (from 1); ACTION is kill (SIGKILL) or stop (SIGSTOP)
-    FRESHET_FAILPOINT_LOG=FILE             one line a firing, durable before the signal: NAME:HIT
+    FRESHET_FAILPOINT=NAME:HIT:ACTION   at the HIT-th time (from 1); ACTION: kill (SIGKILL) or stop (SIGSTOP)
+    FRESHET_FAILPOINT_LOG=FILE          one line a firing, durable before the signal: NAME:HIT
 
 With several ranks the variable RANK chooses one: NAME:HIT:ACTION:RANK. Only __main__ reads the environment.
 """
@@ -24,6 +24,27 @@ FAILPOINTS = (
     "after_map",
     "after_backward",
     "after_step",
+    *(
+        f"publish.{side}_{step}"
+        for step in ("take", "append", "commit", "ack")
+        for side in ("before", "after")
+    ),
+    "checkpoint.before_copy",
+    "checkpoint.after_copy",
+    "checkpoint.before_write",
+    "checkpoint.inside_rows_file",
+    "checkpoint.inside_ids_file",
+    "checkpoint.inside_state_file",
+    "checkpoint.inside_dense_file",
+    "checkpoint.after_write",
+    "checkpoint.before_gather",
+    "checkpoint.after_gather",
+    "checkpoint.before_manifest",
+    "checkpoint.inside_manifest",
+    "checkpoint.after_manifest",
+    "checkpoint.inside_pointer",
+    "checkpoint.after_pointer",
+    "checkpoint.after_retention",
 )
 """Every name that the code reaches; the fault campaign proves that each one fires."""
 
@@ -55,7 +76,8 @@ def arm_from_environment(environ: Mapping[str, str]) -> None:
     text = environ.get("FRESHET_FAILPOINT", "")
     if not text:
         return
-    name, hit, action, rank = [*text.split(":"), "0"][:4]
+    parts = text.split(":")
+    name, hit, action, rank = parts if len(parts) == 4 else (*parts, "0") if len(parts) == 3 else ("",) * 4
     if name not in FAILPOINTS or not hit.isdigit() or action not in _SIGNALS or not rank.isdigit():
         raise ConfigError(
             f"FRESHET_FAILPOINT must be NAME:HIT:kill|stop[:RANK], found '{text}'; "

@@ -1,37 +1,45 @@
-"""The training loop of one rank: fetch, agree, train, judge, publish, checkpoint, stop.
+"""The training loop of one rank: fetch, agree, map, train, judge, publish, checkpoint, stop.
 
-Ranks decide everything together: before each step they exchange one small vector, so that stopping,
-checkpointing and the phases of publishing happen at the same step everywhere. The loop reads the
-clocks; everything below it takes the time as an argument.
+Ranks decide everything together (agreement.py), so that stopping, checkpointing and the phases of publishing
+happen at the same step everywhere. While a batch is learned, one other thread maps the ids of the next one,
+unless something is due in between: publishing, saving and reporting find no batch mapped ahead. The loop
+reads the clocks; everything below it takes the time as an argument.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import structlog
 
-from trainer.checkpoint import Checkpoints, Progress
+from trainer.agreement import Agreement, BatchFacts, Flags, agree_on_batch, agree_on_flags
+from trainer.checkpoint import Checkpoints, Committed, Progress, SavePhase, StatePart
 from trainer.collectives import Ranks
 from trainer.config import Config
-from trainer.errors import FreshetError
+from trainer.errors import FreshetError, StreamError
+from trainer.failpoints import reach
+from trainer.ledger import Ledger
 from trainer.metrics import QualityWindow
 from trainer.publisher import Phase, Publisher
-from trainer.recommender import Recommender
+from trainer.recommender import MappedBatch, Recommender
 from trainer.run.status import RunState, write_status
 from trainer.status_report import StatusReporter, sum_by_key
-from trainer.stream.columns import Impressions
-from trainer.stream.slicing import concat_impressions, empty_impressions, slice_impressions
+from trainer.stop_report import report_stop
+from trainer.stream.columns import Impressions, Position
+from trainer.stream.slicing import empty_impressions
 from trainer.stream.source import KafkaSource
-from trainer.verification import VERIFY_IMPRESSIONS, write_verification
+from trainer.verification import RecentImpressions, write_verification
 
 log = structlog.get_logger()
 
 STATUS_INTERVAL_S = 0.5
+SOURCE_ATTEMPTS_MAX = 20
+SOURCE_RETRY_S = 0.5
 
 
 def now_ms() -> int:
@@ -55,22 +63,6 @@ class StopSwitch:
     requested: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """What the ranks agreed on before a step."""
-
-    num_impressions: int
-    event_time_s: int
-    produced_ms_newest: int
-    stop: bool
-    drained: bool
-    publish: bool
-    checkpoint: bool
-    report: bool
-    publish_done: bool
-    publish_failed: bool
-
-
 @dataclass(slots=True)
 class Timers:
     """When things were last done, on the monotonic clock; only rank 0's are asked."""
@@ -83,99 +75,183 @@ class Timers:
         return time.monotonic() - last_s >= interval_s
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A step that is agreed on and whose ids are being mapped."""
+
+    impressions: Impressions
+    agreed: Agreement
+    mapping: Future[MappedBatch] | None
+    """None: no rank has an impression."""
+
+
 @dataclass(kw_only=True)
 class TrainingLoop:
     """Owns the order of things; each part it drives owns its own state."""
 
     config: Config
     recommender: Recommender
-    source: KafkaSource
+    open_source: Callable[[Iterable[Position], str], KafkaSource]
+    """Reads on from positions of the topic with that id ("" = not known)."""
+    positions: list[Position]
     publisher: Publisher | None
     checkpoints: Checkpoints
+    newest_checkpoint: str
+    """The one that the run goes on from; empty = it begins."""
     window: QualityWindow
+    ledger: Ledger | None
+    """Counts every impression applied, in a run that is checked."""
+    parts: dict[str, StatePart]
+    """What a checkpoint holds beside the recommender: the window, and the ledger."""
     progress: Progress
     ranks: Ranks
     paths: LoopPaths
     stop: StopSwitch
     _timers: Timers = field(default_factory=Timers, init=False)
-    _recent: deque[Impressions] = field(default_factory=deque, init=False)
-    """The newest impressions trained, for the verification at the end."""
+    _recent: RecentImpressions = field(default_factory=RecentImpressions, init=False)
+    """For the verification at the end."""
     _end_offsets: dict[int, int] | None = field(default=None, init=False)
     """Where each partition ended when the drain was asked for."""
+    _newest: tuple[int, int] = field(default=(0, 0), init=False)
+    """Event time (s) and production time (ms) of the newest impression agreed on."""
 
     def __post_init__(self) -> None:
         self._reporter = StatusReporter(self.config, ranks=self.ranks)
+        self._newest = (self.progress.event_time_s, self.progress.produced_ms_newest)
+        self._mapper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="map")
+        self.source = self._open_source(self.positions)
+
+    def _open_source(self, positions: Iterable[Position]) -> KafkaSource:
+        """Collective. Raises: StreamError if the ranks do not see one topic with equally many partitions."""
+        positions = tuple(positions)
+        for _ in range(SOURCE_ATTEMPTS_MAX):
+            source = self.open_source(positions, self.progress.topic_id)
+            seen_R = self.ranks.gather(np.array([source.num_partitions], np.int64))[:, 0]
+            if seen_R.min() == seen_R.max():
+                self.progress.topic_id = source.topic_id
+                return source
+            # The topic is growing right now: some brokers know it already, others not.
+            source.close()
+            time.sleep(SOURCE_RETRY_S)
+        raise StreamError(
+            f"topic '{self.config.kafka.topic}': ranks see {seen_R.tolist()} partitions; the brokers do not "
+            "agree. Wait until they do and start again"
+        )
+
+    def close(self) -> None:
+        """Let go of the broker and the mapping thread."""
+        self._mapper.shutdown(wait=True)
+        self.source.close()
 
     def run(self) -> None:
         """Train until the stream is drained or a stop is asked for; then publish, save and report."""
+        try:
+            self._run()
+        except BaseException as error:
+            # What was read is ahead of what was trained: only the checkpoint tells where to go on.
+            self._say_stop(f"{type(error).__name__}: {error}", positions=())
+            raise
+        reason = "a stop was asked for" if self.stop.requested else "the stream is drained"
+        self._say_stop(reason, positions=self.source.positions())
+
+    def _say_stop(self, reason: str, *, positions: Iterable[Position]) -> None:
+        report_stop(
+            reason,
+            progress=self.progress,
+            positions=positions,
+            checkpoint=self.newest_checkpoint,
+        )
+
+    def _run(self) -> None:
         if self.publisher is not None:
             self._start_publish(full=True)
         self._report(state="training")
         wait_s = self.config.train.batch_wait_ms / 1000
+        following: Fetched | None = None
         while True:
-            batch = self.source.poll_batch(self.recommender.batch_rows, timeout_s=wait_s)
-            impressions = batch.impressions
-            self.progress.dead_letters = sum_by_key([self.progress.dead_letters, batch.dead_letters])
-            agreed = self._agree(impressions)
-            if agreed.num_impressions:
-                self._train(impressions, agreed)
+            current = following if following is not None else self._fetch(wait_s=wait_s)
+            following = None
+            agreed = current.agreed
+            if current.mapping is not None:
+                mapped = current.mapping.result()
+                if agreed.next_ready and not self._something_is_due(agreed):
+                    following = self._fetch(wait_s=0.0)
+                self._train(mapped, agreed)
             self._housekeeping(agreed)
-            if agreed.stop or agreed.drained:
+            if agreed.ends:
                 break
         self._finish(drained=agreed.drained)
 
-    def _agree(self, impressions: Impressions) -> Agreement:
-        """Exchange what each rank has, wants and has finished. Collective."""
-        publisher = self.publisher
-        newest_ms = int(impressions.event_time_ms_N.max()) if len(impressions) else 0
-        produced_ms = int(impressions.produced_ms_N.max()) if len(impressions) else 0
+    def _fetch(self, *, wait_s: float) -> Fetched:
+        """Agree on the next step, take this rank's part of its batch and begin to map it. Collective."""
+        source, strict = self.source, self.config.kafka.order == "strict"
+        flags = self._agree_on_flags(wait_s=0.0)
+        # The strict order needs every rank's part; in the loose one, nobody waits where a rank has its own.
+        if wait_s and (flags.not_ready if strict else not flags.ready):
+            flags = self._agree_on_flags(wait_s=wait_s)
+        if strict and flags.not_ready:
+            impressions = empty_impressions(self.config.schema)
+        else:
+            batch = source.poll_batch(0.0, end_offsets=self._end_offsets)
+            impressions = batch.impressions
+            self.progress.dead_letters = sum_by_key([self.progress.dead_letters, batch.dead_letters])
+        reach("after_fetch")
+        event_time_s, produced_ms = self._newest
+        facts = BatchFacts(
+            num_impressions=len(impressions),
+            event_time_s=max(event_time_s, int(impressions.event_time_ms_N.max(initial=0)) // 1000),
+            produced_ms_newest=max(produced_ms, int(impressions.produced_ms_N.max(initial=0))),
+            next_ready=source.ready(end_offsets=self._end_offsets),
+        )
+        agreed = agree_on_batch(flags, facts, ranks=self.ranks)
+        self._newest = (agreed.event_time_s, agreed.produced_ms_newest)
+        mapping = None
+        if agreed.num_impressions:
+            mapping = self._mapper.submit(
+                self.recommender.map, impressions, now_s=agreed.event_time_s, num_rows=agreed.num_rows
+            )
+        return Fetched(impressions, agreed, mapping)
+
+    def _agree_on_flags(self, *, wait_s: float) -> Flags:
+        """Collective. Args: wait_s: how long a rank may wait for its part of a batch first."""
+        ready = self.source.ready(timeout_s=wait_s, end_offsets=self._end_offsets)
+        return agree_on_flags(self._flags(ready=ready), ranks=self.ranks)
+
+    def _flags(self, *, ready: bool) -> Flags:
+        """What this rank has and wants."""
+        publisher, timers = self.publisher, self._timers
         first = self.ranks.rank == 0
-        publish_due = (
-            first
+        return Flags(
+            ready=ready,
+            not_ready=not ready,
+            not_drained=not self._is_drained(),
+            stop=self.stop.requested,
+            publish_due=first
             and publisher is not None
             and publisher.phase is Phase.IDLE
-            and self._timers.due(self._timers.publish_s, self.config.publish.interval_ms / 1000)
+            and timers.due(timers.publish_s, self.config.publish.interval_ms / 1000),
+            checkpoint_due=first
+            and self.checkpoints.phase is SavePhase.IDLE
+            and timers.due(timers.checkpoint_s, self.config.checkpoint.interval_s),
+            report_due=first and timers.due(timers.status_s, STATUS_INTERVAL_S),
+            partitions_grew=self.source.partitions_grew,
+            publish_unfinished=publisher is not None and not publisher.job_done,
+            publish_failed=publisher is not None and publisher.job_failed,
+            save_unfinished=not self.checkpoints.job_done,
+            save_failed=self.checkpoints.job_failed,
         )
-        checkpoint_due = first and self._timers.due(
-            self._timers.checkpoint_s, self.config.checkpoint.interval_s
-        )
-        # One message: sums in front, and "all ranks" is "no rank is not".
-        sums = self.ranks.sum(
-            np.array(
-                [
-                    len(impressions),
-                    self.stop.requested,
-                    not self._is_drained(),
-                    publish_due,
-                    checkpoint_due,
-                    first and self._timers.due(self._timers.status_s, STATUS_INTERVAL_S),
-                    publisher is not None and not publisher.job_done,
-                    publisher is not None and publisher.job_failed,
-                ],
-                np.int64,
-            )
-        )
-        progress = self.progress
-        newest = self.ranks.max(
-            np.array(
-                [
-                    max(newest_ms // 1000, progress.event_time_s),
-                    max(produced_ms, progress.produced_ms_newest),
-                ],
-                np.int64,
-            )
-        )
-        return Agreement(
-            num_impressions=int(sums[0]),
-            event_time_s=int(newest[0]),
-            produced_ms_newest=int(newest[1]),
-            stop=bool(sums[1] > 0),
-            drained=bool(sums[2] == 0),
-            publish=bool(sums[3] > 0),
-            checkpoint=bool(sums[4] > 0),
-            report=bool(sums[5] > 0),
-            publish_done=bool(sums[6] == 0),
-            publish_failed=bool(sums[7] > 0),
+
+    def _something_is_due(self, agreed: Agreement) -> bool:
+        """After this step the state is looked at, or a phase ends: nothing may be mapped ahead."""
+        flags, publisher = agreed.flags, self.publisher
+        return (
+            agreed.ends
+            or flags.publish_due
+            or flags.checkpoint_due
+            or flags.report_due
+            or flags.partitions_grew
+            or (publisher is not None and publisher.phase is not Phase.IDLE and not flags.publish_unfinished)
+            or (self.checkpoints.phase is not SavePhase.IDLE and not flags.save_unfinished)
         )
 
     def _is_drained(self) -> bool:
@@ -186,12 +262,12 @@ class TrainingLoop:
             self._end_offsets = self.source.end_offsets()
         return self.source.drained(self._end_offsets)
 
-    def _train(self, impressions: Impressions, agreed: Agreement) -> None:
-        progress = self.progress
+    def _train(self, mapped: MappedBatch, agreed: Agreement) -> None:
+        progress, impressions = self.progress, mapped.impressions
         progress.event_time_s = agreed.event_time_s
         progress.produced_ms_newest = agreed.produced_ms_newest
         started_s = time.monotonic()
-        scores_NT = self.recommender.train(impressions, now_s=agreed.event_time_s)
+        scores_NT = self.recommender.learn(mapped)
         self.window.add(
             scores_NT,
             labels_NT=impressions.labels_NT,
@@ -199,32 +275,43 @@ class TrainingLoop:
             domain_N=impressions.domain_N,
             users_N=impressions.user_ids_N,
         )
+        if self.ledger is not None:
+            self.ledger.add(impressions.request_ids_N)
         progress.step += 1
         progress.impressions_trained += agreed.num_impressions
         self._reporter.count_step(agreed.num_impressions, ended_s=time.monotonic(), started_s=started_s)
         if self.publisher is not None:
             self.publisher.produced.add(impressions.produced_ms_N)
-        self._remember(impressions)
-
-    def _remember(self, impressions: Impressions) -> None:
-        """Keep the newest impressions for the verification at the end."""
-        if len(impressions):
-            self._recent.append(impressions)
-        while self._recent and sum(map(len, self._recent)) - len(self._recent[0]) >= VERIFY_IMPRESSIONS:
-            self._recent.popleft()
+        self._recent.add(impressions)
+        reach("after_step")
 
     def _housekeeping(self, agreed: Agreement) -> None:
         """What is due between two steps; every rank comes here with the same agreement."""
-        publisher = self.publisher
+        flags, publisher = agreed.flags, self.publisher
         if publisher is not None:
-            publisher.advance(all_done=agreed.publish_done, any_failed=agreed.publish_failed, now_ms=now_ms())
+            publisher.advance(
+                all_done=not flags.publish_unfinished, any_failed=flags.publish_failed, now_ms=now_ms()
+            )
             self.progress.generation = publisher.generation
-            if agreed.publish and publisher.phase is Phase.IDLE:
+            self.progress.published = publisher.totals.head or self.progress.published
+            if flags.publish_due and publisher.phase is Phase.IDLE:
                 self._start_publish(full=False)
-        if agreed.checkpoint:
-            self._save_checkpoint()
-        if agreed.report:
+        self._saved(
+            self.checkpoints.advance(all_done=not flags.save_unfinished, any_failed=flags.save_failed)
+        )
+        if flags.checkpoint_due and self.checkpoints.phase is SavePhase.IDLE:
+            self._begin_checkpoint()
+        if flags.partitions_grew and not agreed.ends:
+            self._reopen_source()
+        if flags.report_due:
             self._report(state="draining" if self._end_offsets is not None else "training")
+
+    def _reopen_source(self) -> None:
+        """Read on with the partitions that were added. Collective."""
+        positions = self.source.positions()
+        self.source.close()
+        self.source = self._open_source(positions)
+        log.info("partitions were added", partitions=[p.partition for p in self.source.positions()])
 
     def _start_publish(self, *, full: bool) -> None:
         assert self.publisher is not None
@@ -236,16 +323,21 @@ class TrainingLoop:
             positions=list(self.source.positions()),
         )
 
-    def _save_checkpoint(self) -> None:
+    def _begin_checkpoint(self) -> None:
+        """Copy the state; it is written while training goes on."""
         self._timers.checkpoint_s = time.monotonic()
-        self.checkpoints.save(
+        self.checkpoints.begin(
             self.recommender,
-            window=self.window,
+            parts=self.parts,
             progress=self.progress,
             positions=list(self.source.positions()),
         )
-        # Only now may a reader of the group's offsets believe that these impressions are safe.
-        self.source.commit(self.source.positions())
+
+    def _saved(self, committed: Committed | None) -> None:
+        """Only now may a reader of the group's offsets believe that these impressions are safe."""
+        if committed is not None:
+            self.newest_checkpoint = committed.name
+            self.source.commit(committed.positions)
 
     def _finish(self, *, drained: bool) -> None:
         """End with everything saved and published. Collective.
@@ -254,28 +346,29 @@ class TrainingLoop:
         2. The version on its way comes to its end.
         3. A last full version: whatever the rules held back reaches serving.
         4. After a drain: predictions for the newest impressions, for replicas to be held against.
-        Raises: FreshetError if the last version could not be published.
+        Raises: CheckpointError if the state could not be saved, FreshetError if the last version could not be
+            published.
         """
         self._report(state="draining")
-        self._save_checkpoint()
+        self._saved(
+            self.checkpoints.save(
+                self.recommender,
+                parts=self.parts,
+                progress=self.progress,
+                positions=list(self.source.positions()),
+            )
+        )
         publisher = self.publisher
         published = publisher is None or self._publish_everything(publisher)
         if drained and publisher is not None and published:
             write_verification(
                 self.recommender,
-                recent=self._verification_impressions(),
+                recent=self._recent.pieces(self.recommender.batch_rows, schema=self.config.schema),
                 schema=self.config.schema,
                 version=publisher.totals.head,
                 path=self.paths.verification if self.ranks.rank == 0 else None,
             )
         self._report(state="stopped")
-        log.info(
-            "stopped",
-            step=self.progress.step,
-            impressions_trained=self.progress.impressions_trained,
-            drained=drained,
-            go_on="start again with the same run directory",
-        )
         if not published:
             raise FreshetError(
                 "the last version could not be published, so serving does not hold all that was trained. "
@@ -296,20 +389,6 @@ class TrainingLoop:
             if not reopening:
                 break
         return publisher.totals.failed == failed_before
-
-    def _verification_impressions(self) -> list[Impressions]:
-        """The newest impressions in pieces of a batch; the same number of pieces on every rank."""
-        rows = self.recommender.batch_rows
-        joined = concat_impressions(list(self._recent)) if self._recent else None
-        num_pieces = -(-VERIFY_IMPRESSIONS // rows)
-        empty = empty_impressions(self.config.schema)
-        pieces = []
-        for index in range(num_pieces):
-            piece = (
-                slice_impressions(joined, index * rows, (index + 1) * rows) if joined is not None else empty
-            )
-            pieces.append(piece)
-        return pieces
 
     def _publish_flags(self) -> tuple[bool, bool]:
         assert self.publisher is not None

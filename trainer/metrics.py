@@ -6,6 +6,7 @@ before it was trained (Monolith's protocol, arXiv 2209.07663).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ class QualityWindow:
             self._users_DW[domain, place_M] = users_N[row_M]
 
     def columns(self) -> Columns:
-        """The filled part of each domain's ring, for checkpoints and for merging over ranks."""
+        """The filled part of each domain's ring, for checkpoints and for merging over ranks; views."""
         columns: Columns = {"num_seen": self._num_seen_D, "window": np.array([self._window], np.int64)}
         for index, domain in enumerate(self._domains):
             num = int(min(self._num_seen_D[index], self._window))
@@ -120,27 +121,71 @@ class QualityWindow:
             "users": self._users_DW,
         }
 
-    def restore(self, columns: Columns) -> bool:
-        """Take over what `columns` gave; False, and nothing taken over, where they are of another window."""
-        mine = (self._window, self._num_seen_D.shape, self._scores_DWT.shape[2])
-        num_seen_D, rings = columns["num_seen"], self._rings()
-        filled = {name: ring for name, ring in columns.items() if "/" in name}
-        num_tasks = {ring.shape[1] for name, ring in filled.items() if name.startswith("scores/")}
-        known_names = {f"{name}/{domain}" for name in rings for domain in self._domains}
-        if mine[:2] != (int(columns["window"][0]), num_seen_D.shape) or not num_tasks <= {mine[2]}:
-            return False
-        if not set(filled) <= known_names:
-            return False
-        np.copyto(self._num_seen_D, num_seen_D)
+    def restore(self, columns_by_rank: Sequence[Columns], *, rank: int, world_size: int) -> None:
+        """Take over the windows of a saved run.
+
+        With the same window and ranks this is exact. Otherwise the windows of all ranks are merged, the
+        newest kept, and dealt out in turn, so that together the ranks judge by the same impressions. The k-th
+        newest of each rank count as equally old: ranks train in step.
+        Raises: ValueError if they are of other domains or tasks.
+        """
+        for columns in columns_by_rank:
+            self._check_alike(columns)
+        sizes = {int(columns["window"][0]) for columns in columns_by_rank}
+        if len(columns_by_rank) == world_size and sizes == {self._window}:
+            np.copyto(self._num_seen_D, columns_by_rank[rank]["num_seen"])
+            self._fill(columns_by_rank[rank])
+            return
+        self._num_seen_D[:] = 0
         for index, domain in enumerate(self._domains):
-            for name, ring in rings.items():
-                if (part := filled.get(f"{name}/{domain}")) is not None:
+            owners_M, places_M = _newest_places(
+                [int(columns["num_seen"][index]) for columns in columns_by_rank],
+                [int(columns["window"][0]) for columns in columns_by_rank],
+                num_max=self._window * world_size,
+            )
+            owners_K, places_K = owners_M[rank::world_size], places_M[rank::world_size]
+            self._num_seen_D[index] = len(owners_K)
+            for name, ring in self._rings().items():
+                for owner, columns in enumerate(columns_by_rank):
+                    mine_K = owners_K == owner
+                    if mine_K.any():
+                        ring[index, : len(owners_K)][mine_K] = columns[f"{name}/{domain}"][places_K[mine_K]]
+
+    def _check_alike(self, columns: Columns) -> None:
+        known = {f"{name}/{domain}" for name in self._rings() for domain in self._domains}
+        unknown = sorted(name for name in columns if "/" in name and name not in known)
+        num_tasks = {ring.shape[1] for name, ring in columns.items() if name.startswith("scores/")}
+        shape = columns["num_seen"].shape
+        if unknown or shape != self._num_seen_D.shape or not num_tasks <= {len(self._tasks)}:
+            raise ValueError(
+                f"metric window: expected domains {list(self._domains)} and {len(self._tasks)} tasks, found "
+                f"{shape[0]} domains, {sorted(num_tasks)} tasks and unknown columns {unknown[:3]}"
+            )
+
+    def _fill(self, columns: Columns) -> None:
+        for index, domain in enumerate(self._domains):
+            for name, ring in self._rings().items():
+                if (part := columns.get(f"{name}/{domain}")) is not None:
                     ring[index, : len(part)] = part
-        return True
 
     def qualities(self) -> tuple[Quality, Quality]:
         """(AUC, GAUC) by domain and task; domains without impressions are left out."""
         return joint_qualities([self.columns()], domains=self._domains, tasks=self._tasks)
+
+
+def _newest_places(
+    num_seen_R: list[int], window_R: list[int], *, num_max: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The newest num_max entries of R rings of one domain, from old to new: (whose, place in its ring)."""
+    owners, places, ages = [], [], []
+    for owner, (num_seen, window) in enumerate(zip(num_seen_R, window_R, strict=True)):
+        num = min(num_seen, window)
+        ages.append(np.arange(num, 0, -1))
+        owners.append(np.full(num, owner, np.int64))
+        # Of a ring that is full the oldest lies where the next would go.
+        places.append((num_seen - num + np.arange(num)) % window)
+    order_M = np.argsort(-np.concatenate(ages), kind="stable")[-num_max:]
+    return np.concatenate(owners)[order_M], np.concatenate(places)[order_M]
 
 
 def joint_qualities(

@@ -7,6 +7,8 @@ A version goes through four phases, which all ranks pass at the same steps of tr
   3. commit  when all parts are there, rank 0 commits the manifest: now the version exists
   4. ack     every rank clears what the version carried, and only that
 
+Failpoints `publish.before_take`, `publish.after_take`, ... stand around each of them.
+
 A crash between any two phases repeats work and loses none: nothing is cleared before the ack. After a
 failure nobody knows what the server has kept, not even whether it is the same log. The publisher then opens a
 new generation and begins it with a full version: no version number ever means two contents.
@@ -39,6 +41,7 @@ from param_server.client import (
 )
 from trainer.collectives import Ranks
 from trainer.config import Config
+from trainer.failpoints import reach
 from trainer.program import dense_weights, export_program
 from trainer.recommender import Recommender
 from trainer.run.status import VersionTrace
@@ -164,6 +167,7 @@ class Publisher:
             self._job = self._sender.submit(self._reopen) if self._ranks.rank == 0 else None
             self.phase = Phase.REOPENING
             return
+        reach("publish.before_take")
         since_full = self._num_since_full
         full = full or since_full is None or since_full >= self._config.publish.full_every
         now_s = now_ms // 1000
@@ -193,6 +197,7 @@ class Publisher:
             if self._ranks.rank == 0
             else b""
         )
+        reach("publish.after_take")
         self._job = self._sender.submit(self._append, dense)
         self.phase = Phase.SENDING
 
@@ -217,8 +222,10 @@ class Publisher:
             references.extend(shared for shared, _ in self._shared)
             if not self._shared_sent:
                 blobs.extend((shared.kind, shared.name, data) for shared, data in self._shared)
+        reach("publish.before_append")
         if blobs:
             self._client.publish(self._on_its_way.version, blobs)
+        reach("publish.after_append")
         return references
 
     def commit(self, *, now_ms: int) -> None:
@@ -285,13 +292,16 @@ class Publisher:
         )
 
     def _commit(self, manifest: Manifest) -> list[BlobRef]:
+        reach("publish.before_commit")
         self._client.commit(manifest)
+        reach("publish.after_commit")
         return []
 
     def ack(self, *, now_ms: int) -> None:
         """Phase 4: the version is durable."""
         assert self.phase is Phase.COMMITTING
         assert self._on_its_way is not None
+        reach("publish.before_ack")
         for shard in self._recommender.shards.values():
             shard.changed.ack(rules=self._config.publish.rules, now_s=now_ms // 1000)
         self._head = self._on_its_way.version
@@ -300,6 +310,7 @@ class Publisher:
         if self._ranks.rank == 0:
             self._count(now_ms=now_ms)
         self._settle()
+        reach("publish.after_ack")
 
     def _count(self, *, now_ms: int) -> None:
         trace = self._trace

@@ -1,8 +1,8 @@
 """The trained state of one rank and its step: map ids, reset new rows, predict, learn.
 
-A step has two halves. `map` changes the id tables alone, `learn` everything else, so the map of batch t + 1 may
-run in another thread while batch t is learned. It always sees batch t's slots in flight, at the same time or
-not: what is evicted depends on the batches and never on how the halves overlapped.
+A step has two halves. `map` changes the id tables alone, `learn` everything else, so the map of batch t + 1
+may run in another thread while batch t is learned. It always sees batch t's slots in flight, at the same time
+or not: what is evicted depends on the batches and never on how the halves overlapped.
 Shapes: B rows of this rank's batch, N impressions in it (N <= B), T tasks, E embedding width.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,31 @@ from trainer.config.schema import SchemaConfig
 from trainer.features import request_columns
 from trainer.recommender import Recommender
 from trainer.stream.columns import Impressions
-from trainer.stream.slicing import concat_impressions
+from trainer.stream.slicing import concat_impressions, empty_impressions, slice_impressions
 
 VERIFY_IMPRESSIONS = 1024
+
+
+class RecentImpressions:
+    """The newest impressions that this rank trained; at most a batch more than VERIFY_IMPRESSIONS."""
+
+    def __init__(self) -> None:
+        self._parts: deque[Impressions] = deque()
+
+    def add(self, impressions: Impressions) -> None:
+        if len(impressions):
+            self._parts.append(impressions)
+        while self._parts and sum(map(len, self._parts)) - len(self._parts[0]) >= VERIFY_IMPRESSIONS:
+            self._parts.popleft()
+
+    def pieces(self, num_rows: int, *, schema: SchemaConfig) -> list[Impressions]:
+        """The newest VERIFY_IMPRESSIONS, num_rows a piece; as many pieces on every rank, some empty."""
+        empty = empty_impressions(schema)
+        joined = concat_impressions(list(self._parts)) if self._parts else empty
+        return [
+            slice_impressions(joined, start, start + num_rows)
+            for start in range(0, VERIFY_IMPRESSIONS, num_rows)
+        ]
 
 
 def write_verification(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 
 from param_server.client import ParamServerClient
-from trainer.checkpoint import Checkpoints, Progress
+from trainer.checkpoint import Checkpoints, Progress, StatePart
 from trainer.collectives import Ranks, start_ranks
 from trainer.config import Config
+from trainer.ledger import Ledger
 from trainer.loop import LoopPaths, StopSwitch, TrainingLoop
 from trainer.metrics import QualityWindow
 from trainer.publisher import Publisher
@@ -43,10 +44,11 @@ def run_worker(config: Config, *, run_dir: Path, security: Security) -> None:
     )
     for path in (paths.status, paths.drain):
         path.parent.mkdir(parents=True, exist_ok=True)
-    ranks = start_ranks(config.train.device)
+    # Before the ranks wait for each other: it may take long, and not equally long on each.
+    compile_kernels(config)
+    ranks = start_ranks(config.train.device, timeout_s=config.train.rank_timeout_s)
     if ranks.rank == 0:
         write_status(paths.status, TrainerStatus(state="starting"))
-    compile_kernels(config)
     with ExitStack() as cleanup:
         cleanup.callback(dist.destroy_process_group)
         _train(config, run_dir=run_dir, security=security, ranks=ranks, paths=paths, stop=stop, on=cleanup)
@@ -68,40 +70,53 @@ def _train(
         tasks=config.schema.task_names,
         window=max(1, config.train.metrics_window // ranks.world_size),
     )
-    root = Path(config.checkpoint.directory) if config.checkpoint.directory else run_dir / "checkpoints"
+    root = config.checkpoint.directory or str(run_dir / "checkpoints")
     checkpoints = Checkpoints(root, config=config, ranks=ranks)
     on.callback(checkpoints.close)
-    restored = checkpoints.restore(recommender, window=window)
+    parts: dict[str, StatePart] = {"window": window}
+    ledger = Ledger() if config.train.ledger else None
+    if ledger is not None:
+        parts["ledger"] = ledger
+    restored = checkpoints.restore(recommender, parts=parts)
     progress = restored.progress if restored is not None else Progress()
-    positions: list[Position] = restored.positions if restored is not None else []
     if restored is not None:
-        log.info("resumed", checkpoint=restored.directory.name, step=progress.step)
+        log.info("resumed", checkpoint=restored.name, step=progress.step)
 
     publisher = _publisher(config, recommender=recommender, ranks=ranks, run_dir=run_dir, on=on)
     if publisher is not None:
         progress.generation = publisher.open(at_least=progress.generation)
         publisher.produced.newest_ms = progress.produced_ms_newest
-    source = KafkaSource(
-        config.kafka,
-        schema=config.schema,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        positions=positions,
-        security=security,
-    )
-    on.callback(source.close)
-    TrainingLoop(
+
+    def open_source(positions: Iterable[Position], topic_id: str) -> KafkaSource:
+        return KafkaSource(
+            config.kafka,
+            schema=config.schema,
+            batch_size=config.train.batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            positions=positions,
+            expected_topic_id=topic_id,
+            security=security,
+        )
+
+    loop = TrainingLoop(
         config=config,
         recommender=recommender,
-        source=source,
+        open_source=open_source,
+        positions=restored.positions if restored is not None else [],
         publisher=publisher,
         checkpoints=checkpoints,
+        newest_checkpoint=restored.name if restored is not None else "",
         window=window,
+        ledger=ledger,
+        parts=parts,
         progress=progress,
         ranks=ranks,
         paths=paths,
         stop=stop,
-    ).run()
+    )
+    on.callback(loop.close)
+    loop.run()
 
 
 def _publisher(

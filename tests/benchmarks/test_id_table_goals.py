@@ -19,11 +19,11 @@ def size_facts(size: int, *, num_bytes: float, p999_ms: float) -> dict[str, Any]
 
 def test_every_goal_is_met_by_figures_that_meet_it():
     rows = [
-        row("lookup", "native", 30, 40),
+        row("lookup_zipf", "native", 30, 40),
         row("map_hit", "native", 9, 10),
         row("map_hit", "mch_lfu_1", 9, 0.5),
     ]
-    rows.append(row("lookup", "native", 16, 30, size=50_000_000))
+    rows.append(row("lookup_zipf", "native", 16, 30, size=50_000_000))
     sizes = [size_facts(s, num_bytes=23.9, p999_ms=2.9) for s in (1_000_000, 50_000_000)]
     lines = goals(rows, sizes)
     assert len(lines) == 6
@@ -32,20 +32,20 @@ def test_every_goal_is_met_by_figures_that_meet_it():
 
 def test_every_goal_is_missed_by_figures_that_miss_it():
     rows = [
-        row("lookup", "native", 19, 40),
+        row("lookup_zipf", "native", 19, 40),
         row("map_hit", "native", 7, 10),
         row("map_hit", "mch_lfu_10", 9, 1),
     ]
-    rows.append(row("lookup", "native", 9, 30, size=50_000_000))
+    rows.append(row("lookup_zipf", "native", 9, 30, size=50_000_000))
     sizes = [size_facts(s, num_bytes=44, p999_ms=3.1) for s in (1_000_000, 50_000_000)]
     lines = goals(rows, sizes)
     assert all("missed" in line for line in lines), lines
-    assert "zipf beside native: 19" in lines[0]
+    assert "lookup_zipf beside native: 19" in lines[0]
     assert "map_hit zipf 1M: 0.7" in lines[1]
 
 
 def test_what_a_run_did_not_measure_is_not_called_met():
     lines = goals(
-        [row("lookup", "faiss", 30, 40)], [{"table_rows": 1_000_000, "bytes_per_id": {"ours": 20.0}}]
+        [row("lookup_zipf", "faiss", 30, 40)], [{"table_rows": 1_000_000, "bytes_per_id": {"ours": 20.0}}]
     )
     assert [line.split(": ")[-1] for line in lines[1:4]] == ["not measured in this run"] * 3

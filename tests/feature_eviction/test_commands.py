@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,31 @@ def test_unreadable_file_is_refused_with_its_place(content: str, message: str, t
     path = tmp_path / "bad.csv"
     path.write_text(content)
     with pytest.raises(EventFileError, match=message):
+        list(events_of(path, Columns(keys=("user",), time="time")))
+
+
+def test_compressed_file_in_milliseconds_is_the_same_stream(stream_file: Path, tmp_path: Path) -> None:
+    head, *lines = stream_file.read_text().splitlines()
+    fields = [line.split(",") for line in lines]
+    in_ms = [",".join([user, item, f"{seconds}789", click]) for user, item, seconds, click in fields]
+    compressed = tmp_path / "stream.csv.gz"
+    compressed.write_bytes(gzip.compress("\n".join([head, *in_ms]).encode()))
+    columns = Columns(keys=("user", "item"), time="time", label="click")
+    expected = list(events_of(stream_file, columns))
+    found = list(events_of(compressed, columns._replace(time_is_ms=True)))
+    assert len(found) == len(expected) > 1
+    for one, other in zip(found, expected, strict=True):
+        assert all(np.array_equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", ["stream.csv", "cut.csv.gz", "none.csv.gz"])
+def test_file_that_is_no_text_is_named_with_the_line_before(
+    name: str, stream_file: Path, tmp_path: Path
+) -> None:
+    compressed = gzip.compress(stream_file.read_bytes())
+    path = tmp_path / name
+    path.write_bytes({"cut.csv.gz": compressed[:-100], "none.csv.gz": b"user,time"}.get(name, compressed))
+    with pytest.raises(EventFileError, match=rf"{name}: not readable after line \d+"):
         list(events_of(path, Columns(keys=("user",), time="time")))
 
 

@@ -80,22 +80,81 @@ def test_window_without_impressions_of_a_domain_says_nothing_about_it() -> None:
     assert make_window(10).qualities() == ({}, {})
 
 
-def test_window_restores_what_it_saved_and_refuses_another_shape() -> None:
-    quality = make_window(10)
-    quality.add(
-        np.array([[0.1, 0.2], [0.3, 0.4]], np.float32),
-        labels_NT=np.array([[0, 1], [1, 0]], np.float32),
-        known_NT=np.ones((2, 2), np.bool_),
-        domain_N=np.zeros(2, np.uint8),
-        users_N=np.zeros(2, np.int64),
+def random_impressions(num: int, *, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "scores_NT": rng.random((num, 2)).astype(np.float32),
+        "labels_NT": (rng.random((num, 2)) < 0.4).astype(np.float32),
+        "known_NT": rng.random((num, 2)) < 0.8,
+        "domain_N": (rng.random(num) < 0.3).astype(np.uint8),
+        "users_N": np.arange(num),
+    }
+
+
+def add(window: QualityWindow, impressions: dict[str, np.ndarray], rows: slice) -> None:
+    window.add(
+        impressions["scores_NT"][rows], **{k: v[rows] for k, v in impressions.items() if k != "scores_NT"}
     )
-    other = make_window(10)
-    assert other.restore({name: column.copy() for name, column in quality.columns().items()})
-    assert other.qualities() == quality.qualities()
-    assert other.qualities()[0]["a"]["click"] == 1.0
-    larger = make_window(11)
-    assert not larger.restore(quality.columns())
-    assert larger.qualities() == ({}, {})
+
+
+def users_held(windows: list[QualityWindow], domain: str) -> list[int]:
+    columns = [window.columns() for window in windows]
+    return sorted(int(user) for one in columns for user in one.get(f"users/{domain}", np.zeros(0)))
+
+
+def test_window_restores_exactly_what_it_saved() -> None:
+    """A ring that has gone round, to its last byte: the next impression replaces the same one."""
+    impressions = random_impressions(130, seed=1)
+    saved, restored = make_window(25), make_window(25)
+    add(saved, impressions, slice(0, 100))
+    restored.restore([saved.columns()], rank=0, world_size=1)
+    for window in (saved, restored):
+        add(window, impressions, slice(100, 130))
+    assert saved.columns().keys() == restored.columns().keys()
+    for name, column in saved.columns().items():
+        np.testing.assert_array_equal(restored.columns()[name], column, err_msg=name)
+
+
+@pytest.mark.parametrize(("ranks_before", "ranks_after"), [(2, 1), (1, 3), (3, 2), (4, 4)])
+@pytest.mark.parametrize("window_after", [6, 12])
+def test_windows_for_another_number_of_ranks_keep_the_newest(
+    ranks_before: int, ranks_after: int, window_after: int
+) -> None:
+    """Ranks that took the impressions in turn: together the newest of each domain, each once."""
+    num = 240
+    impressions = random_impressions(num, seed=2)
+    impressions["domain_N"] = (np.arange(num) // ranks_before % 2).astype(np.uint8)
+    before = [make_window(12) for _ in range(ranks_before)]
+    for rank, window in enumerate(before):
+        for start in range(rank, num, ranks_before):
+            add(window, impressions, slice(start, start + 1))
+    after = [make_window(window_after) for _ in range(ranks_after)]
+    for rank, window in enumerate(after):
+        window.restore([one.columns() for one in before], rank=rank, world_size=ranks_after)
+    num_kept = min(12 * ranks_before, window_after * ranks_after)
+    for index, domain in enumerate(("a", "b")):
+        newest = np.flatnonzero(impressions["domain_N"] == index)[-num_kept:]
+        assert users_held(after, domain) == newest.tolist()
+    for window in after:
+        columns = window.columns()
+        for domain in ("a", "b"):
+            rows = columns[f"users/{domain}"]
+            np.testing.assert_array_equal(columns[f"scores/{domain}"], impressions["scores_NT"][rows])
+            np.testing.assert_array_equal(columns[f"known/{domain}"], impressions["known_NT"][rows])
+        add(window, impressions, slice(0, 3))
+
+
+def test_window_of_other_domains_or_tasks_is_refused() -> None:
+    saved = make_window(10)
+    add(saved, random_impressions(5, seed=3), slice(0, 5))
+    for other in (
+        QualityWindow(domains=("a", "c"), tasks=["click", "like"], window=10),
+        QualityWindow(domains=("a", "b"), tasks=["click"], window=10),
+        QualityWindow(domains=("a", "b", "c"), tasks=["click", "like"], window=10),
+    ):
+        with pytest.raises(ValueError, match="metric window: expected domains"):
+            other.restore([saved.columns()], rank=0, world_size=1)
+        assert other.qualities() == ({}, {})
 
 
 def test_windows_of_ranks_together_are_one_window() -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from trainer.checkpoint import dense_state, rows_segment
+from trainer.checkpoint.capture import StateCopier
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.recommender import Recommender
@@ -47,11 +47,14 @@ def test_overlapped_batches_end_in_the_same_state_bit_for_bit(
                 )
     np.testing.assert_array_equal(np.stack(found), np.stack(expected))
     assert plain.shards["dim16"].ids.counters().evicted["score"] > 300
-    for name, expected_array in dense_state(plain).items():
-        np.testing.assert_array_equal(dense_state(overlapped)[name], expected_array, err_msg=name)
-    mine, theirs = (rows_segment(one.shards["dim16"]) for one in (overlapped, plain))
-    for column in ("ids_N", "rows_ND", "state_N", "scores_N", "last_seen_s_N", "updates_N"):
-        np.testing.assert_array_equal(getattr(mine, column), getattr(theirs, column), err_msg=column)
+    mine, theirs = (StateCopier().copy(one, parts={}, with_dense=True) for one in (overlapped, plain))
+    for name, array in theirs.dense.items():
+        np.testing.assert_array_equal(mine.dense[name], array, err_msg=name)
+    for table, other in zip(mine.tables, theirs.tables, strict=True):
+        np.testing.assert_array_equal(table.rows_ND, other.rows_ND)
+        np.testing.assert_array_equal(table.state_N, other.state_N)
+        for name, column in other.ids.items():
+            np.testing.assert_array_equal(table.ids[name], column, err_msg=name)
 
 
 def test_slots_of_the_batch_before_stay_in_flight_until_the_next_map_is_done(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from feature_eviction import owner_of
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import Checkpoints, Progress
 from trainer.collectives import Ranks
 from trainer.config import Config, to_toml
 from trainer.metrics import QualityWindow
@@ -32,14 +32,27 @@ def test_two_ranks_learn_what_one_rank_learns(
     make_batches: Callable[..., list[Impressions]],
     tmp_path: Path,
 ) -> None:
-    """Within float32's reordering of sums; and one rank restores what two have saved."""
+    """Within float32's reordering of sums; and one rank restores what two have saved, two what one has."""
     config = make_config(batch_size=64)
+    one_rank_dir = str(tmp_path / "one-rank")
+    before = Recommender(config, ranks=ranks)
+    for batch in make_batches(config, 5):
+        before.train(batch, now_s=int(batch.event_time_ms_N.max()) // 1000)
+    window = QualityWindow(domains=config.schema.domains, tasks=config.schema.task_names, window=100)
+    checkpoints = Checkpoints(one_rank_dir, config=config, ranks=ranks)
+    checkpoints.save(
+        before,
+        parts={"window": window},
+        progress=Progress(step=5, dead_letters={"unknown_domain": 5}),
+        positions=[],
+    )
+    checkpoints.close()
     (tmp_path / "config.toml").write_text(to_toml(config))
     command = [
         sys.executable,
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
         *(str(HERE / "two_ranks.py"), str(tmp_path / "config.toml"), str(tmp_path / "checkpoints")),
-        str(NUM_BATCHES),
+        *(str(NUM_BATCHES), one_rank_dir),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
@@ -52,8 +65,9 @@ def test_two_ranks_learn_what_one_rank_learns(
     one.train(slice_impressions(last, 0, 32), now_s=int(last.event_time_ms_N.max()) // 1000)
 
     two = Recommender(config, ranks=ranks)
-    window = QualityWindow(domains=config.schema.domains, tasks=config.schema.task_names, window=100)
-    restored = Checkpoints(tmp_path / "checkpoints", config=config, ranks=ranks).restore(two, window=window)
+    restored = Checkpoints(str(tmp_path / "checkpoints"), config=config, ranks=ranks).restore(
+        two, parts={"window": window}
+    )
     assert restored is not None
     assert restored.positions == [Position("impressions", 0, 10, 0), Position("impressions", 1, 11, 0)]
     assert restored.progress.dead_letters == {"unknown_domain": 3}

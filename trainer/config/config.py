@@ -110,11 +110,17 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     """A batch that has not filled within this time is trained as it is."""
     device: Literal["cpu", "cuda"] = "cpu"
     num_threads: int = 1
+    rank_timeout_s: int = 120
+    """A rank that does not hear from another for so long ends, and torchrun starts all of them anew. Longer
+    than the slowest rank takes to load its share of a checkpoint."""
     metrics_window: int = 50_000
     """Newest impressions of each domain that AUC and GAUC look at, over all ranks."""
+    ledger: bool = False
+    """Count how often each impression was applied, for checking: up to 36 bytes each, for the whole run."""
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "batch_size", "batch_wait_ms", "num_threads", "metrics_window")
+        self._check_at_least(10, "rank_timeout_s")
 
 
 class KafkaConfig(Section, frozen=True, kw_only=True):
@@ -130,8 +136,22 @@ class KafkaConfig(Section, frozen=True, kw_only=True):
     record_bytes_max: int = 1 << 20
     fetch_bytes_max: int = 8 << 20
     prefetch_impressions_max: int = 16_384
-    """Decoded impressions waiting for training; the source stops fetching beyond it."""
+    """Decoded impressions waiting for training; the source stops fetching beyond it. In the strict order each
+    partition may hold at least its share of a batch, however low this is."""
     start_timeout_s: int = 30
+    order: Literal["strict", "loose"] = "loose"
+    """strict: each batch takes a fixed share of every partition, so batches depend on the stream alone and
+    an idle partition holds training up. loose: a batch takes what is there, oldest first
+    (trainer/stream/order.py)."""
+    bad_share_max: float = 0.1
+    """Of the newest bad_window impressions, how many may be refused before the run stops; 1 = never stop."""
+    bad_window: int = 10_000
+    event_time_future_s_max: int = 3_600
+    """An event later than this after its record's Kafka timestamp is refused: it would move the event
+    clock."""
+    event_time_past_s_max: int = 0
+    """An event earlier than this before its record's Kafka timestamp is refused; 0 = none is, so that
+    history can be replayed."""
 
     def __post_init__(self) -> None:
         for name in ("topic", "dead_letter_topic"):
@@ -149,8 +169,11 @@ class KafkaConfig(Section, frozen=True, kw_only=True):
         self._check_at_least(
             1,
             *("num_partitions", "record_bytes_max", "fetch_bytes_max"),
-            *("prefetch_impressions_max", "start_timeout_s"),
+            *("prefetch_impressions_max", "start_timeout_s", "bad_window", "event_time_future_s_max"),
         )
+        self._check_at_least(0, "event_time_past_s_max")
+        if not 0 <= self.bad_share_max <= 1:
+            raise ValueError(f"bad_share_max must be in 0..1, found {self.bad_share_max}")
 
 
 class PublishConfig(Section, frozen=True, kw_only=True):
@@ -173,12 +196,30 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
     """Where and how often the whole state is saved."""
 
     directory: str = ""
-    """Empty = <run directory>/checkpoints."""
+    """A local path or any fsspec address, `s3://bucket/run` for one; empty = <run directory>/checkpoints."""
     interval_s: int = 15
     keep: int = 3
+    """The newest so many always stay."""
+    keep_s: int = 0
+    """Older ones stay while they are younger than this, ..."""
+    keep_max: int = 100
+    """... but never more than this many altogether: the directory is bounded."""
+    lease_s: int = 0
+    """Where the store has no locks: how long after a save the directory is taken; 0 = 4 intervals."""
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "interval_s", "keep")
+        self._check_at_least(0, "keep_s", "lease_s")
+        self._check_at_least(self.keep, "keep_max")
+        if 0 < self.lease_s < 2 * self.interval_s:
+            # It is renewed by saving: one late save must not lose it.
+            raise ValueError(
+                f"lease_s must be 0 or at least twice interval_s ({self.interval_s}), found {self.lease_s}"
+            )
+
+    @property
+    def lease_used_s(self) -> int:
+        return self.lease_s or 4 * self.interval_s
 
 
 class ServingConfig(Section, frozen=True, kw_only=True):

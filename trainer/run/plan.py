@@ -72,13 +72,8 @@ def resolve_config(config: Config, options: RunOptions) -> Config:
             "--resume: the embedded broker forgets its topics when a run ends, so there is nothing to go on "
             "with. Name a Kafka that stays with --bootstrap-servers, or run without --resume"
         )
-    checkpoints = Path(config.checkpoint.directory)
-    if (
-        config.checkpoint.directory
-        and not options.resume
-        and checkpoints.is_dir()
-        and any(checkpoints.iterdir())
-    ):
+    checkpoints = config.checkpoint.directory
+    if checkpoints and not options.resume and _holds_checkpoints(checkpoints):
         raise ConfigError(
             f"checkpoint.directory {checkpoints}: holds an earlier run's checkpoints; go on from them with "
             "--resume, or name another directory"
@@ -86,6 +81,13 @@ def resolve_config(config: Config, options: RunOptions) -> Config:
     servers = options.bootstrap_servers or ANY_PORT
     kafka = msgspec.structs.replace(config.kafka, bootstrap_servers=servers)
     return msgspec.structs.replace(config, impressions=impressions, kafka=kafka)
+
+
+def _holds_checkpoints(root: str) -> bool:
+    # Only here: most runs keep their checkpoints in their own directory and need not load this.
+    from trainer.checkpoint.store import open_store
+
+    return bool(open_store(root).names())
 
 
 def with_addresses(config: Config, facts: Mapping[str, Facts]) -> Config:

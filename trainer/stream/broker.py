@@ -129,16 +129,25 @@ def _refuses_newest(server: str, protocol: str, *, timeout_s: float) -> bool:
         return bool(error_code == 35)
 
 
-def ensure_topic(topic: str, *, num_partitions: int, options: Mapping[str, Any]) -> list[int]:
+def ensure_topic(
+    topic: str, *, num_partitions: int, options: Mapping[str, Any], may_create: bool = True
+) -> list[int]:
     """The topic's partitions, ascending; the topic is created where it is missing and this is allowed.
 
-    Raises: StreamError if the topic is missing and could not be created.
+    Args: may_create: False where positions in the topic exist already: a new topic would not be theirs.
+    Raises: StreamError if the topic is missing and could not be created, or must not be.
     """
     consumer = KafkaConsumer(**options, enable_auto_commit=False)
     try:
         partitions = consumer.partitions_for_topic(topic)
         if partitions:
             return sorted(partitions)
+        if not may_create:
+            raise StreamError(
+                f"topic '{topic}' does not exist, but there are positions in it: it was deleted, or this is "
+                "another cluster. Name the cluster and topic that the run began with; or start with a fresh "
+                "run directory"
+            )
         failure = _create_topic(topic, num_partitions, options)
         deadline_s = time.monotonic() + METADATA_WAIT_S
         while time.monotonic() < deadline_s:

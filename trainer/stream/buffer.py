@@ -1,14 +1,13 @@
-"""Decoded records waiting to be trained, merged over partitions oldest first.
+"""Decoded records waiting to be trained: one queue a partition, in the order of the log.
 
-The order (record timestamp, partition, Kafka offset) depends on nothing but the log, so a run that was
-killed and resumed sees its backlog in the order in which an unbroken run does. A partition that is known to
-have more records is therefore waited for, up to the caller's patience.
+Whose turn it is, trainer/stream/order.py says. The buffer keeps the positions: they move when impressions are
+taken, past refused ones as well, and never by themselves past a record that waits.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,7 +55,7 @@ def make_entry(
 ) -> Entry:
     """Args: first_row: rows before it were trained by an earlier run."""
     if isinstance(outcome, RecordError):
-        dead_rows = deque([(0, outcome.reason, outcome.num_impressions)])
+        dead_rows = deque([(0, outcome.reason, outcome.num_impressions or 1)])
         return Entry(partition, kafka_offset, timestamp_ms, None, dead_rows)
     dead_rows = deque((row, reason, 1) for row, reason in outcome.bad_rows.items() if row >= first_row)
     next_good = int(np.searchsorted(outcome.row_numbers_G, first_row))
@@ -68,7 +67,12 @@ class _Partition:
     position: Position
     """The next untrained impression."""
     queue: deque[Entry]
-    num_buffered: int
+    room: int
+    least_good: int
+    num_good: int
+    """Impressions in the queue that can be trained."""
+    num_dead: int
+    """Refused rows in the queue; a run of refused records counts as a handful."""
     fetched_to: int
     """Every record before this Kafka offset has entered the queue."""
     end: int
@@ -78,31 +82,64 @@ class _Partition:
 class RecordBuffer:
     """One owner at a time: the source guards it with its lock.
 
-    Args: positions: where each partition begins; impressions_max: shared by the partitions in equal
-        parts, each of which may be passed by less than one record.
+    Args: positions: where each partition begins; impressions_max: shared by the partitions in equal parts,
+        each of which may be passed by less than one record; least_room: partition → impressions that it must
+        be able to hold whatever its part is.
     """
 
-    def __init__(self, positions: Iterable[Position], *, impressions_max: int) -> None:
+    def __init__(
+        self,
+        positions: Iterable[Position],
+        *,
+        impressions_max: int,
+        least_room: Mapping[int, int] | None = None,
+    ) -> None:
+        given = tuple(positions)
         self._partitions = {
-            position.partition: _Partition(position, deque(), 0, position.kafka_offset, position.kafka_offset)
-            for position in positions
+            position.partition: _Partition(
+                position,
+                queue=deque(),
+                room=max(1, impressions_max // len(given)),
+                least_good=(least_room or {}).get(position.partition, 1),
+                num_good=0,
+                num_dead=0,
+                fetched_to=position.kafka_offset,
+                end=position.kafka_offset,
+            )
+            for position in sorted(given)
         }
-        self._share = max(1, impressions_max // max(1, len(self._partitions)))
         self.num_records = 0
         self.num_impressions = 0
         """Of all records that entered, for the mean size of a record."""
 
     @property
+    def partitions(self) -> list[int]:
+        """Ascending."""
+        return list(self._partitions)
+
+    @property
     def num_buffered(self) -> int:
-        return sum(state.num_buffered for state in self._partitions.values())
+        return sum(state.num_good for state in self._partitions.values())
 
     def has_room(self, partition: int) -> bool:
-        return self._partitions[partition].num_buffered < self._share
+        state = self._partitions[partition]
+        return state.num_good + state.num_dead < state.room or state.num_good < state.least_good
 
     def add(self, entry: Entry) -> None:
+        """Append a record; it must follow those of its partition that are here."""
         state = self._partitions[entry.partition]
+        if not entry.num_left:
+            # They are fetched even where nothing may be taken yet (a batch waits for a good one behind them),
+            # so a run of them has to be one small entry.
+            last = state.queue[-1] if state.queue else None
+            if last is not None and not last.num_left:
+                state.num_dead -= len(last.dead_rows)
+                entry.dead_rows.extendleft(reversed(last.dead_rows))
+                state.queue.pop()
+            _compact(entry)
         state.queue.append(entry)
-        state.num_buffered += entry.num_left
+        state.num_good += entry.num_left
+        state.num_dead += len(entry.dead_rows)
         state.fetched_to = entry.kafka_offset + 1
         state.end = max(state.end, state.fetched_to)
         self.num_records += 1
@@ -116,72 +153,99 @@ class RecordBuffer:
     def set_end(self, partition: int, end: int) -> None:
         self._partitions[partition].end = end
 
-    def missing(self) -> set[int]:
-        """Partitions with nothing here that are known to have more: the order waits for them."""
-        return {
-            partition
+    def num_before(self, partition: int, end: int | None) -> int:
+        """Good impressions that wait in records before Kafka offset `end` (None: all of them)."""
+        state = self._partitions[partition]
+        if end is None or state.fetched_to <= end:
+            return state.num_good
+        return sum(entry.num_left for entry in state.queue if entry.kafka_offset < end)
+
+    def has_fetched(self, partition: int, end: int) -> bool:
+        """Whether every record before Kafka offset `end` is here or has been taken."""
+        return self._partitions[partition].fetched_to >= end
+
+    def oldest(self, ends: Mapping[int, int] | None) -> int | None:
+        """The partition whose next record is the oldest, of those before `ends`; None if there is none."""
+        waiting = [
+            state.queue[0]
             for partition, state in self._partitions.items()
-            if not state.queue and state.fetched_to < state.end
-        }
+            if state.queue and (ends is None or state.queue[0].kafka_offset < ends.get(partition, 0))
+        ]
+        return min(waiting, key=_age).partition if waiting else None
 
-    def take(self, num_max: int, *, dead_letters: dict[str, int]) -> tuple[Impressions | None, Span] | None:
-        """Up to num_max impressions of the oldest record; None if no record waits.
+    def has_record(self, partition: int, end: int | None) -> bool:
+        """Whether a record, good or bad, waits before Kafka offset `end`."""
+        queue = self._partitions[partition].queue
+        return bool(queue) and (end is None or queue[0].kafka_offset < end)
 
-        The caller has looked at `missing` first. A record without good impressions gives a span of 0.
-        Refused impressions are counted into dead_letters as the position passes them.
+    def take(
+        self, partition: int, num_max: int, *, dead_letters: dict[str, int]
+    ) -> tuple[Impressions, Span] | None:
+        """Up to num_max impressions of the partition's next record; None if it has no good ones left.
+
+        The caller has looked at `has_record` first. Refused impressions are counted into dead_letters as the
+        position passes them.
         """
-        waiting = [state for state in self._partitions.values() if state.queue]
-        if not waiting:
-            return None
-        state = min(waiting, key=_age)
+        state = self._partitions[partition]
         entry = state.queue[0]
         record, start = entry.record, entry.next_good
         num = min(num_max, entry.num_left)
         if record is None or num == 0:
-            self._finish(state, dead_letters)
-            return None, Span(entry.partition, entry.kafka_offset, 0, 0)
+            _finish(state, dead_letters)
+            return None
         span = Span(entry.partition, entry.kafka_offset, int(record.row_numbers_G[start]), num)
         entry.next_good += num
-        state.num_buffered -= num
+        state.num_good -= num
         if entry.num_left:
             next_row = int(record.row_numbers_G[entry.next_good])
             state.position = state.position._replace(kafka_offset=entry.kafka_offset, row=next_row)
-            _count_dead(entry, dead_letters, before_row=next_row)
+            _count_dead(state, entry, dead_letters, before_row=next_row)
         else:
-            self._finish(state, dead_letters)
+            _finish(state, dead_letters)
         return slice_impressions(record.impressions, start, start + num), span
 
     def positions(self) -> tuple[Position, ...]:
         """The next untrained impression of every partition, ascending by partition."""
-        return tuple(self._position(state) for _, state in sorted(self._partitions.items()))
+        return tuple(_position(state) for state in self._partitions.values())
 
     def lag_impressions(self) -> int:
         """Records between the positions and the ends, times the impressions of a mean record."""
         mean = self.num_impressions / self.num_records if self.num_records else 1.0
         num_records = sum(
-            max(0, state.end - self._position(state).kafka_offset) for state in self._partitions.values()
+            max(0, state.end - _position(state).kafka_offset) for state in self._partitions.values()
         )
         return round(num_records * mean)
 
-    @staticmethod
-    def _position(state: _Partition) -> Position:
-        if state.queue or state.fetched_to <= state.position.kafka_offset:
-            return state.position
-        return state.position._replace(kafka_offset=state.fetched_to, row=0)
 
-    @staticmethod
-    def _finish(state: _Partition, dead_letters: dict[str, int]) -> None:
-        entry = state.queue.popleft()
-        _count_dead(entry, dead_letters, before_row=None)
-        state.position = state.position._replace(kafka_offset=entry.kafka_offset + 1, row=0)
+def _position(state: _Partition) -> Position:
+    if state.queue or state.fetched_to <= state.position.kafka_offset:
+        return state.position
+    return state.position._replace(kafka_offset=state.fetched_to, row=0)
 
 
-def _age(state: _Partition) -> tuple[int, int, int]:
-    entry = state.queue[0]
+def _finish(state: _Partition, dead_letters: dict[str, int]) -> None:
+    entry = state.queue.popleft()
+    _count_dead(state, entry, dead_letters, before_row=None)
+    state.position = state.position._replace(kafka_offset=entry.kafka_offset + 1, row=0)
+
+
+def _age(entry: Entry) -> tuple[int, int, int]:
     return entry.timestamp_ms, entry.partition, entry.kafka_offset
 
 
-def _count_dead(entry: Entry, dead_letters: dict[str, int], *, before_row: int | None) -> None:
+def _compact(entry: Entry) -> None:
+    """Keep the counts alone of an entry that has no good impression left."""
+    counts: dict[str, int] = {}
+    for _, reason, num in entry.dead_rows:
+        counts[reason] = counts.get(reason, 0) + num
+    entry.record, entry.next_good = None, 0
+    entry.dead_rows = deque((0, reason, num) for reason, num in counts.items())
+
+
+def _count_dead(
+    state: _Partition, entry: Entry, dead_letters: dict[str, int], *, before_row: int | None
+) -> None:
     while entry.dead_rows and (before_row is None or entry.dead_rows[0][0] < before_row):
         _, reason, num = entry.dead_rows.popleft()
+        state.num_dead -= 1
         dead_letters[reason] = dead_letters.get(reason, 0) + num

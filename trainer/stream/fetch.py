@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,15 +15,17 @@ from typing import Any
 
 import structlog
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
-from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from trainer.config.config import KafkaConfig
 from trainer.config.schema import SchemaConfig
 from trainer.errors import FreshetError, StreamError
+from trainer.stream.bad_budget import BadBudget
 from trainer.stream.buffer import Entry, RecordBuffer, make_entry
 from trainer.stream.columns import Position
 from trainer.stream.dead_letters import DeadLetter, DeadLetterWriter
-from trainer.stream.record import DecodedRecord, RecordError, decode_record
+from trainer.stream.record import DecodedRecord, EventTimes, RecordError, decode_record
+from trainer.stream.topic_watch import TopicWatch
 
 POLL_RECORDS = 1 << 30
 """All that was fetched: kafka-python 3.0.12 forgets a fetch that was read in part when its partition is
@@ -48,6 +50,7 @@ class Shared:
     to_commit: tuple[Position, ...] | None = None
     """The newest wish replaces an older one."""
     end_request: Future[dict[int, int]] | None = None
+    partitions_grew: bool = False
 
 
 class FetchThread(threading.Thread):
@@ -62,6 +65,7 @@ class FetchThread(threading.Thread):
         start: tuple[Position, ...],
         shared: Shared,
         letters: DeadLetterWriter,
+        watch: TopicWatch,
     ) -> None:
         super().__init__(name="stream-fetch", daemon=True)
         self._consumer = consumer
@@ -71,6 +75,12 @@ class FetchThread(threading.Thread):
         self._partitions = [TopicPartition(kafka.topic, p.partition) for p in start]
         self._shared = shared
         self._letters = letters
+        self._watch = watch
+        self._budget = BadBudget(kafka)
+        self._event_times = EventTimes(
+            future_ms_max=1_000 * kafka.event_time_future_s_max,
+            past_ms_max=1_000 * kafka.event_time_past_s_max,
+        )
         self._raw: dict[int, deque[Any]] = {p.partition: deque() for p in start}
         """Polled but not decoded: a partition is not polled again before its part is empty."""
         self._ends_at_s = float("-inf")
@@ -79,24 +89,33 @@ class FetchThread(threading.Thread):
         try:
             while not self._stopping():
                 self._serve_requests()
+                self._watch_topic()
                 self._refresh_ends()
                 self._fill()
                 self._poll()
             self._serve_requests()
-            self._letters.close()
         except FreshetError as error:
             self._fail(error)
         except KafkaError as error:
-            self._fail(StreamError(f"topic '{self._kafka.topic}': {error}"))
+            self._fail(self._explained(error))
         except Exception as error:
             self._fail(StreamError(f"topic '{self._kafka.topic}': the fetch thread failed: {error!r}"))
             raise
         finally:
-            self._consumer.close(autocommit=False, timeout_ms=5_000)
+            self._close()
 
     def _stopping(self) -> bool:
         with self._shared.changed:
             return self._shared.stopping
+
+    def _close(self) -> None:
+        """Disconnect; letters on their way are waited for, whatever ended the thread."""
+        try:
+            self._letters.close()
+        except (FreshetError, KafkaError) as error:
+            # Their records are behind no position yet, so the next start meets them again.
+            log.warning("dead_letters_not_stored", topic=self._kafka.topic, error=str(error))
+        self._consumer.close(autocommit=False, timeout_ms=5_000)
 
     def _fail(self, error: FreshetError) -> None:
         with self._shared.changed:
@@ -132,6 +151,11 @@ class FetchThread(threading.Thread):
         ends = self._consumer.end_offsets(self._partitions, timeout_ms=REQUEST_TIMEOUT_MS)
         return {tp.partition: int(end) for tp, end in ends.items()}
 
+    def _watch_topic(self) -> None:
+        if self._watch.look(time.monotonic()):
+            with self._shared.changed:
+                self._shared.partitions_grew = True
+
     def _refresh_ends(self) -> None:
         now_s = time.monotonic()
         if now_s < self._ends_at_s + END_REFRESH_S or not self._partitions:
@@ -165,8 +189,6 @@ class FetchThread(threading.Thread):
         try:
             timeout_ms = POLL_BUSY_MS if full else POLL_IDLE_MS
             polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=POLL_RECORDS)
-        except OffsetOutOfRangeError as error:
-            raise self._out_of_range(error) from error
         except KafkaError as error:
             if not error.retriable:
                 raise
@@ -186,6 +208,7 @@ class FetchThread(threading.Thread):
             decoded = [self._decode(self._raw[partition].popleft()) for partition in room]
             if any(letter_sent for _, letter_sent in decoded):
                 self._letters.flush()
+                self._budget.check()
             with self._shared.changed:
                 for entry, _ in decoded:
                     self._shared.buffer.add(entry)
@@ -207,6 +230,7 @@ class FetchThread(threading.Thread):
                 schema=self._schema,
                 produced_ms=raw.timestamp,
                 record_bytes_max=self._kafka.record_bytes_max,
+                event_times=self._event_times,
             )
         except RecordError as error:
             outcome = error
@@ -217,6 +241,10 @@ class FetchThread(threading.Thread):
             timestamp_ms=raw.timestamp,
             first_row=first_row,
         )
+        bad: Counter[str] = Counter()
+        for _, reason, num in entry.dead_rows:
+            bad[reason] += num
+        self._budget.add(outcome.num_impressions, bad, origin=f"{raw.topic}/{raw.partition}/{raw.offset}")
         if not entry.dead_rows:
             return entry, False
         whole = isinstance(outcome, RecordError)
@@ -233,13 +261,21 @@ class FetchThread(threading.Thread):
         )
         return entry, True
 
-    def _out_of_range(self, error: OffsetOutOfRangeError) -> StreamError:
-        asked: Mapping[TopicPartition, int] = error.args[0] if error.args else {}
-        asked = asked if isinstance(asked, Mapping) else {}
-        where = ", ".join(
-            f"partition {tp.partition} at Kafka offset {offset}" for tp, offset in asked.items()
-        )
-        return StreamError(out_of_range_text(self._kafka.topic, where or str(error)))
+    def _explained(self, error: KafkaError) -> FreshetError:
+        """What an operator can do about an error that the client does not get over by itself."""
+        try:
+            # The client may know already that the topic is another one, which then is the cause of the rest.
+            self._watch.look(time.monotonic())
+        except StreamError as cause:
+            return cause
+        topic = self._kafka.topic
+        if isinstance(error, OffsetOutOfRangeError):
+            asked = error.args[0] if error.args and isinstance(error.args[0], Mapping) else {}
+            places = [f"partition {tp.partition} at Kafka offset {offset}" for tp, offset in asked.items()]
+            return StreamError(out_of_range_text(topic, ", ".join(places) or str(error)))
+        if isinstance(error, LogTruncationError):
+            return StreamError(truncated_text(topic, str(error)))
+        return StreamError(f"topic '{topic}': {error}")
 
 
 def out_of_range_text(topic: str, where: str) -> str:
@@ -249,4 +285,14 @@ def out_of_range_text(topic: str, where: str) -> str:
         "anew. Impressions in between would be lost silently, so training stops. Choices: restore the "
         "data; or start from a checkpoint whose positions exist; or accept the gap and start with a fresh "
         "run directory, which begins at the oldest record there is; and give the topic a longer retention"
+    )
+
+
+def truncated_text(topic: str, what: str) -> str:
+    """What an operator can do about a log that lost records after they were read."""
+    return (
+        f"topic '{topic}': the log was cut off below the position ({what}): a replica with fewer records "
+        "became leader, or the topic was made anew. What was trained of the lost records cannot be taken "
+        "back, so training stops. Choices: go back to a checkpoint whose positions exist; or start with a "
+        "fresh run directory; and forbid unclean leader elections on this topic"
     )

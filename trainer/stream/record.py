@@ -26,8 +26,6 @@ from trainer.stream.slicing import select_impressions
 
 RECORD_IMPRESSIONS_MAX = 65_536
 """More in one record is refused, whatever kafka.record_bytes_max allows."""
-EVENT_AHEAD_MS_MAX = 86_400_000
-"""An event time later than this after the record's own timestamp would drag the table's clock along."""
 EVENT_TIME_MS_MAX = (2**32 - 1) * 1000
 """The id tables keep unsigned 32-bit seconds; a later time would make them refuse the clock."""
 UNKNOWN_DOMAIN = 255
@@ -40,13 +38,27 @@ BUILT_IN = (USER_ID_SOURCE, DOMAIN_SOURCE)
 class RecordError(StreamError):
     """A whole record is refused.
 
-    reason: one word for counters; num_impressions: how many are lost with it (1 where not known).
+    reason: one word for counters; num_impressions: how many are lost with it, None where the record does not
+    tell.
     """
 
-    def __init__(self, reason: str, text: str, *, num_impressions: int = 1) -> None:
+    def __init__(self, reason: str, text: str, *, num_impressions: int | None = None) -> None:
         super().__init__(text)
         self.reason = reason
         self.num_impressions = num_impressions
+
+
+@dataclass(frozen=True, slots=True)
+class EventTimes:
+    """How far an event time may be from its record's Kafka timestamp.
+
+    Compared with the record instead of a clock, so that a replay decodes as the first reading did.
+    """
+
+    future_ms_max: int = 3_600_000
+    """One later event would move the clock of the id tables, and with it every lifetime."""
+    past_ms_max: int = 0
+    """0 = as old as it likes: a stream that replays history is legal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +124,11 @@ def decode_record(
     schema: SchemaConfig,
     produced_ms: int,
     record_bytes_max: int = 1 << 20,
+    event_times: EventTimes = EventTimes(),
 ) -> DecodedRecord:
     """Take a record apart; array work only, and a pure function of its arguments.
 
-    Args: produced_ms: the record's Kafka timestamp, unix milliseconds. Event times may lie at most a
-        day after it; comparing with the record instead of a clock keeps a replay equal to the first read.
+    Args: produced_ms: the record's Kafka timestamp, unix milliseconds.
     Raises: RecordError with the reason, if the record as a whole does not follow the format.
     """
     batch = _parse(value, record_bytes_max)
@@ -125,7 +137,9 @@ def decode_record(
         reason = "no_impressions" if num == 0 else "too_many_impressions"
         raise RecordError(reason, f"a record holds 1..{RECORD_IMPRESSIONS_MAX} impressions, found {num}")
     try:
-        impressions, bad = _columns(batch, schema, produced_ms)
+        if produced_ms < 0:
+            raise RecordError("no_timestamp", "the record has no Kafka timestamp to hold event times against")
+        impressions, bad = _columns(batch, schema, produced_ms, event_times)
     except RecordError as error:
         raise RecordError(error.reason, str(error), num_impressions=num) from None
     bad_rows = bad.by_row()
@@ -169,15 +183,19 @@ def _parse(value: bytes | None, record_bytes_max: int) -> ImpressionBatch:
         raise RecordError("not_decodable", f"not an ImpressionBatch: {error}") from error
 
 
-def _columns(batch: ImpressionBatch, schema: SchemaConfig, produced_ms: int) -> tuple[Impressions, _BadRows]:
+def _columns(
+    batch: ImpressionBatch, schema: SchemaConfig, produced_ms: int, event_times: EventTimes
+) -> tuple[Impressions, _BadRows]:
     """Every column of the schema, and the rows that cannot be used."""
     num = batch.num_impressions
     bad = _BadRows(num)
     domain_N = _domains(batch, schema, bad)
     event_time_ms_N = _fixed("event_time_ms", batch.event_time_ms, "<i8", num).astype(np.int64)
     bad.mark(event_time_ms_N <= 0, "event_time_not_positive")
-    newest_ms = min(produced_ms + EVENT_AHEAD_MS_MAX, EVENT_TIME_MS_MAX)
-    bad.mark(event_time_ms_N > newest_ms, "event_time_in_future")
+    newest_ms = min(produced_ms + event_times.future_ms_max, EVENT_TIME_MS_MAX)
+    bad.mark(event_time_ms_N > newest_ms, "event_time_future")
+    if event_times.past_ms_max:
+        bad.mark(event_time_ms_N < produced_ms - event_times.past_ms_max, "event_time_past")
     user_ids_N = _fixed("user_ids", batch.user_ids, "<i8", num).astype(np.int64)
 
     sparse_columns = _by_name("sparse", ((column.name, column) for column in batch.sparse))

@@ -1,7 +1,8 @@
 """The trainer's input: batches of impressions from Kafka, with exact positions.
 
 Partitions are assigned, not balanced: partition p belongs to rank p % world_size. Positions come from the
-caller's checkpoint; committed offsets are written for lag displays and pacing, and never read.
+caller's checkpoint; committed offsets are written for lag displays and pacing, and never read. What a batch
+takes of which partition, kafka.order says (trainer/stream/order.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
@@ -24,30 +26,36 @@ from trainer.stream.buffer import RecordBuffer, Span
 from trainer.stream.columns import Impressions, Position
 from trainer.stream.dead_letters import DeadLetterWriter
 from trainer.stream.fetch import FetchThread, Shared, out_of_range_text
+from trainer.stream.order import Taken, make_order
 from trainer.stream.slicing import concat_impressions, empty_impressions
+from trainer.stream.topic_watch import ANEW_CHOICES, METADATA_AGE_S, check_topic_id, watch_topic
 
-ORDER_WAIT_S = 10.0
-"""How long the oldest-first order waits for a partition that has records but does not deliver them."""
 REQUEST_TIMEOUT_S = 30.0
 WAIT_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Impressions to train; `len(impressions)` may be below what was asked, and 0."""
+    """Impressions to train; `len(impressions)` is at most the source's batch_rows, and may be 0."""
 
     impressions: Impressions
     spans: tuple[Span, ...]
     """Where they come from, in their order."""
     dead_letters: dict[str, int]
     """Impressions that the positions passed untrained since the batch before, by reason."""
+    positions: tuple[Position, ...]
+    """Where this batch ends: the positions of whoever has trained it and those before it, and none after
+    it."""
 
 
 class KafkaSource:
-    """Reads this rank's partitions of kafka.topic, oldest record first over all of them.
+    """Reads this rank's partitions of kafka.topic, in the order that kafka.order names.
 
-    Use: poll_batch → train → positions() into the checkpoint → commit(positions).
-    Raises: StreamError if no broker answers, the topic is not usable, or a position is not in the log.
+    Use: poll_batch → train → positions and topic_id into the checkpoint → commit(positions). Once
+    partitions_grew, close it and make another from its positions: the new partitions then begin at their
+    oldest record.
+    Raises: StreamError if no broker answers, the topic is not usable or not the expected one, or a position
+    is not in the log; ConfigError if the strict order has more partitions than impressions in a batch.
     """
 
     def __init__(
@@ -55,52 +63,55 @@ class KafkaSource:
         kafka: KafkaConfig,
         *,
         schema: SchemaConfig,
+        batch_size: int,
         rank: int = 0,
         world_size: int = 1,
         positions: Iterable[Position] = (),
+        expected_topic_id: str = "",
         security: Security | None = None,
     ) -> None:
-        """Args: positions: of any ranks (those of other partitions are ignored); a partition without
-        one starts at its oldest record."""
+        """Args: batch_size: impressions of one batch over all ranks. positions: of any ranks (those of other
+        partitions are ignored); a partition without one starts at its oldest record. expected_topic_id: the
+        topic_id of the source that the positions come from; "" = not known."""
         self._kafka = kafka
         self._schema = schema
         options = connect_options(
             kafka.bootstrap_servers, security=security or Security(), timeout_s=kafka.start_timeout_s
         )
-        everything = ensure_topic(kafka.topic, num_partitions=kafka.num_partitions, options=options)
-        mine = [partition for partition in everything if partition % world_size == rank]
-        given = {
-            p.partition: p for p in positions if p.topic == kafka.topic and p.partition % world_size == rank
-        }
-        lost = sorted(set(given) - set(mine))
-        if lost:
-            raise StreamError(
-                f"topic '{kafka.topic}' has no partition {lost[0]}, for which there is a position; it has "
-                f"{len(everything)} partitions. The topic was made anew: use the one that the run began with"
-            )
-        consumer = KafkaConsumer(
-            **options,
-            group_id=kafka.group,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            fetch_max_bytes=kafka.fetch_bytes_max,
-            max_partition_fetch_bytes=kafka.record_bytes_max,
-            fetch_max_wait_ms=100,
+        known = {p.partition: p for p in positions if p.topic == kafka.topic}
+        everything = ensure_topic(
+            kafka.topic, num_partitions=kafka.num_partitions, options=options, may_create=not known
         )
+        self.num_partitions = len(everything)
+        """Of the whole topic, as it was when this was made."""
+        self._order = make_order(
+            kafka.order,
+            batch_size=batch_size,
+            num_partitions=self.num_partitions,
+            rank=rank,
+            world_size=world_size,
+        )
+        mine = [partition for partition in everything if partition % world_size == rank]
+        _check_partitions(kafka.topic, everything, known)
+        consumer = _consumer(kafka, options)
         try:
-            start = _seek(consumer, topic=kafka.topic, partitions=mine, given=given)
+            watch = watch_topic(consumer, kafka.topic, num_partitions=self.num_partitions)
+            check_topic_id(kafka.topic, expected=expected_topic_id, found=watch.topic_id)
+            start = _seek(consumer, topic=kafka.topic, partitions=mine, given=known)
+            ends = _ends(consumer, kafka.topic, mine)
         except BaseException:
             consumer.close(autocommit=False)
             raise
+        self.topic_id = watch.topic_id
+        """The id that the broker gave the topic when it was made; "" where the broker has no such ids."""
         self._shared = Shared(
             changed=threading.Condition(),
-            buffer=RecordBuffer(start, impressions_max=kafka.prefetch_impressions_max),
+            buffer=RecordBuffer(
+                start, impressions_max=kafka.prefetch_impressions_max, least_room=self._order.least_room
+            ),
         )
-        for partition, end in _ends(consumer, kafka.topic, mine).items():
+        for partition, end in ends.items():
             self._shared.buffer.set_end(partition, end)
-        self._stalled: set[int] = set()
-        self._blocked_since_s: float | None = None
         self._thread = FetchThread(
             consumer,
             kafka=kafka,
@@ -108,60 +119,65 @@ class KafkaSource:
             start=start,
             shared=self._shared,
             letters=DeadLetterWriter(kafka.dead_letter_topic, options=options),
+            watch=watch,
         )
         self._thread.start()
 
-    def poll_batch(self, num: int, timeout_s: float | None) -> Batch:
-        """At most `num` impressions; fewer only when they did not come within timeout_s (None: no limit).
+    @property
+    def batch_rows(self) -> int:
+        """The most impressions that a batch of this rank can have; in the strict order it follows from the
+        topic's number of partitions."""
+        return self._order.batch_rows
 
-        Records are split where a batch is full; the rest comes first in a later batch.
-        Raises: StreamError with what stopped the fetching; ValueError if num is below 1.
-        """
-        if num < 1:
-            raise ValueError(f"a batch has at least 1 impression, found {num}")
-        deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-        parts: list[Impressions] = []
-        spans: list[Span] = []
-        dead_letters: dict[str, int] = {}
-        left = num
+    @property
+    def partitions_grew(self) -> bool:
+        """Whether the topic has more partitions by now than when this was made; noticed within seconds."""
         with self._shared.changed:
-            while left:
-                if self._shared.error is not None:
-                    raise self._shared.error
-                now_s = time.monotonic()
-                taken = None
-                if self._in_order(now_s):
-                    taken = self._shared.buffer.take(left, dead_letters=dead_letters)
-                if taken is None:
-                    if now_s >= deadline_s:
-                        break
-                    self._shared.changed.wait(min(WAIT_S, deadline_s - now_s))
-                    continue
-                impressions, span = taken
-                if impressions is not None:
-                    parts.append(impressions)
-                    spans.append(span)
-                    left -= span.num
-                self._shared.changed.notify_all()
-        joined = concat_impressions(parts) if parts else empty_impressions(self._schema)
-        return Batch(joined, tuple(spans), dead_letters)
+            return self._shared.partitions_grew
 
-    def _in_order(self, now_s: float) -> bool:
-        """Whether the oldest record here is the oldest there is, or the wait for that was too long.
+    def ready(self, *, timeout_s: float = 0.0, end_offsets: Mapping[int, int] | None = None) -> bool:
+        """Whether poll_batch has a whole batch right now; waits up to timeout_s for that.
 
-        A partition that did not deliver in time is left out until it delivers again.
+        Several ranks stay in step in the strict order if all of them are ready before any of them polls. A
+        rank without partitions is always ready there, and never in the loose order.
+        Raises: StreamError with what stopped the fetching.
         """
-        missing = self._shared.buffer.missing()
-        self._stalled &= missing
-        if missing <= self._stalled:
-            self._blocked_since_s = None
-            return True
-        if self._blocked_since_s is None:
-            self._blocked_since_s = now_s
-        if now_s < self._blocked_since_s + ORDER_WAIT_S:
-            return False
-        self._stalled |= missing
+        deadline_s = time.monotonic() + timeout_s
+        with self._shared.changed:
+            while not self._order.ready(self._buffer_or_raise(), end_offsets):
+                now_s = time.monotonic()
+                if now_s >= deadline_s:
+                    return False
+                self._shared.changed.wait(min(WAIT_S, deadline_s - now_s))
         return True
+
+    def poll_batch(self, timeout_s: float | None, *, end_offsets: Mapping[int, int] | None = None) -> Batch:
+        """The next batch, of batch_rows impressions if they come within timeout_s (None: no limit).
+
+        Otherwise a batch of the strict order is empty, one of the loose order holds what there is. Records
+        are split where a batch is full; the rest comes first in a later batch.
+        Args: end_offsets: of a drain: nothing at or beyond them is handed out, and no batch waits for more.
+        Raises: StreamError with what stopped the fetching.
+        """
+        deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        taken = Taken()
+        with self._shared.changed:
+            while not self._order.take(self._buffer_or_raise(), taken, end_offsets):
+                now_s = time.monotonic()
+                if now_s >= deadline_s:
+                    break
+                # What was taken has made room.
+                self._shared.changed.notify_all()
+                self._shared.changed.wait(min(WAIT_S, deadline_s - now_s))
+            self._shared.changed.notify_all()
+            positions = self._shared.buffer.positions()
+        joined = concat_impressions(taken.parts) if taken.parts else empty_impressions(self._schema)
+        return Batch(joined, tuple(taken.spans), taken.dead_letters, positions)
+
+    def _buffer_or_raise(self) -> RecordBuffer:
+        if self._shared.error is not None:
+            raise self._shared.error
+        return self._shared.buffer
 
     def positions(self) -> tuple[Position, ...]:
         """The next untrained impression of each of this rank's partitions, counting every batch that was
@@ -200,7 +216,8 @@ class KafkaSource:
 
     @property
     def num_buffered(self) -> int:
-        """Decoded impressions that wait: at most prefetch_impressions_max and a record a partition."""
+        """Decoded impressions that wait: at most prefetch_impressions_max (or a whole batch, if that is
+        more) and a record a partition."""
         with self._shared.changed:
             return self._shared.buffer.num_buffered
 
@@ -216,6 +233,29 @@ class KafkaSource:
             self._shared.stopping = True
             self._shared.changed.notify_all()
         self._thread.join(timeout=REQUEST_TIMEOUT_S)
+
+
+def _check_partitions(topic: str, everything: list[int], known: Mapping[int, Position]) -> None:
+    lost = sorted(set(known) - set(everything))
+    if lost:
+        raise StreamError(
+            f"topic '{topic}' has no partition {lost[0]}, for which there is a position; it has "
+            f"{len(everything)} partitions. The topic was made anew. {ANEW_CHOICES}"
+        )
+
+
+def _consumer(kafka: KafkaConfig, options: Mapping[str, Any]) -> KafkaConsumer:
+    return KafkaConsumer(
+        **options,
+        group_id=kafka.group,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        fetch_max_bytes=kafka.fetch_bytes_max,
+        max_partition_fetch_bytes=kafka.record_bytes_max,
+        fetch_max_wait_ms=100,
+        metadata_max_age_ms=int(METADATA_AGE_S * 1_000),
+    )
 
 
 def _seek(

@@ -17,8 +17,8 @@ from trainer.config import preset
 from trainer.config.schema import SchemaConfig
 from trainer.data.synthetic import SyntheticStream
 from trainer.stream.record import (
-    EVENT_AHEAD_MS_MAX,
     EVENT_TIME_MS_MAX,
+    EventTimes,
     RecordError,
     decode_record,
     encode_record,
@@ -132,7 +132,7 @@ def test_a_fault_of_the_format_refuses_the_whole_record(reason, text, change, sc
         decode_record(batch.SerializeToString(), schema=schema, produced_ms=PRODUCED_MS)
     assert caught.value.reason == reason
     lost_is_known = reason not in ("no_impressions", "too_many_impressions")
-    assert caught.value.num_impressions == (NUM if lost_is_known else 1)
+    assert caught.value.num_impressions == (NUM if lost_is_known else None)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def _row_faults() -> list[tuple[str, Change]]:
     return [
         ("event_time_not_positive", times(0)),
         ("event_time_not_positive", times(-5)),
-        ("event_time_in_future", times(PRODUCED_MS + EVENT_AHEAD_MS_MAX + 1)),
+        ("event_time_future", times(PRODUCED_MS + EventTimes().future_ms_max + 1)),
         ("unknown_domain", patch(lambda b: b, "domain_indices", "u1", 7)),
         ("infinite_value:age_h", patch(lambda b: b.dense[0], "values", "<f4", np.inf)),
         ("label_not_binary:like", patch(lambda b: b.labels[1], "values", "u1", 2)),
@@ -218,6 +218,35 @@ def test_a_bad_row_is_refused_alone(reason, change, schema, make_impressions):
         assert jagged.lengths_N.sum() == len(jagged.ids_L)
 
 
+def test_event_times_are_held_against_the_records_timestamp(schema, make_impressions):
+    """Exactly at a limit is within it; 0 lets the past be as old as it likes."""
+    batch = _batch(schema, make_impressions)
+    times_N = PRODUCED_MS + np.array([0, 5_000, 5_001, -7_000, -7_001, -PRODUCED_MS + 1], "<i8")
+    batch.event_time_ms = times_N.tobytes()
+
+    def reasons(**limits: int) -> dict[int, str]:
+        return decode_record(
+            batch.SerializeToString(),
+            schema=schema,
+            produced_ms=PRODUCED_MS,
+            event_times=EventTimes(**limits),
+        ).bad_rows
+
+    assert reasons(future_ms_max=5_000) == {2: "event_time_future"}
+    assert reasons(future_ms_max=5_000, past_ms_max=7_000) == {
+        2: "event_time_future",
+        4: "event_time_past",
+        5: "event_time_past",
+    }
+
+
+def test_a_record_without_a_kafka_timestamp_is_refused(schema, make_impressions):
+    value = encode_record(make_impressions(NUM), schema)
+    with pytest.raises(RecordError, match="no Kafka timestamp") as caught:
+        decode_record(value, schema=schema, produced_ms=-1)
+    assert (caught.value.reason, caught.value.num_impressions) == ("no_timestamp", NUM)
+
+
 @pytest.mark.parametrize("produced_ms", [EVENT_TIME_MS_MAX, 2**62])
 def test_a_time_beyond_the_tables_clock_is_a_bad_row_whatever_the_record_says(
     produced_ms, schema, make_impressions
@@ -228,7 +257,7 @@ def test_a_time_beyond_the_tables_clock_is_a_bad_row_whatever_the_record_says(
     times_N[1:3] = EVENT_TIME_MS_MAX, EVENT_TIME_MS_MAX + 1
     batch.event_time_ms = times_N.tobytes()
     decoded = decode_record(batch.SerializeToString(), schema=schema, produced_ms=produced_ms)
-    assert decoded.bad_rows == {2: "event_time_in_future"}
+    assert decoded.bad_rows == {2: "event_time_future"}
 
 
 def test_a_domain_of_a_newer_producer_costs_only_its_rows(schema, make_impressions):
