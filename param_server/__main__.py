@@ -5,6 +5,9 @@ python -m param_server replica --shard ADDRESS --address 127.0.0.1:0
 python -m param_server status ADDRESS
 python -m param_server rollback ADDRESS VERSION
 python -m param_server log ls|verify|show|diff|gc LOG_DIR ...
+python -m param_server pin REPLICA VERSION|--off
+python -m param_server promote SHARD VERSION
+python -m param_server rules simulate --synthetic 1000000 --rules everything --rules paddle_ctr
 """
 
 from __future__ import annotations
@@ -23,9 +26,17 @@ from types import FrameType
 import msgspec
 import structlog
 
-from param_server import log_commands, shard_process
-from param_server.errors import ParamServerError
+from param_server import (
+    log_commands,
+    operator_commands,
+    rules_command,
+    security_arguments,
+    shard_process,
+)
+from param_server.errors import ConfigError, ParamServerError
 from param_server.manifest import Version
+from param_server.security import ClientSecurity, ServerSecurity
+from param_server.serving_config import ServingConfig
 
 STOP_GRACE_S = 2.0
 
@@ -39,29 +50,38 @@ def main(argv: list[str] | None = None) -> int:
     replica.add_argument("--shard", required=True, help="the shard's host:port")
     replica.add_argument("--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any")
     replica.add_argument("--name", default="replica", help="shown by the shard")
+    replica.add_argument("--channel", choices=("canary", "stable"), default="canary")
+    replica.add_argument("--pin", default="", help="start at this version and stay there")
+    replica.add_argument("--serving-config", type=Path, help="TOML: row format, memory, lifetimes")
     replica.add_argument("--stale-after-s", type=int, default=0, help="not ready beyond it; 0 = never")
     replica.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
     status = commands.add_parser("status", help="show the state of a shard or a replica")
     status.add_argument("address")
-    rollback = commands.add_parser("rollback", help="publish an older version's content as a new version")
-    rollback.add_argument("address", help="of shard 0")
-    rollback.add_argument("version", help="generation.sequence, as `log ls` shows it")
+    operator_commands.add_parsers(commands)
+    rules_command.add_parser(commands)
     log_commands.add_commands(commands.add_parser("log", help="look into a version log, or tidy it"))
+    for name in ("shard", "replica", "status", "pin", "promote", "rollback"):
+        security_arguments.add_arguments(commands.choices[name])
+    security_arguments.add_shard_token(replica)
     arguments = parser.parse_args(argv)
     # Standard output belongs to `status`; logs go beside it.
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
-        if arguments.command == "shard":
-            run_shard(arguments)
-        elif arguments.command == "replica":
-            run_replica(arguments)
-        elif arguments.command == "rollback":
-            roll_back(arguments.address, arguments.version)
-        elif arguments.command == "log":
+        if arguments.command == "rules":
+            rules_command.run(arguments)
+            return 0
+        if arguments.command == "log":
             return log_commands.run(arguments)
+        security = security_arguments.read_security(arguments, os.environ)
+        if arguments.command == "shard":
+            run_shard(arguments, security)
+        elif arguments.command == "replica":
+            run_replica(arguments, security)
+        elif arguments.command == "status":
+            show_status(arguments.address, security)
         else:
-            show_status(arguments.address)
+            operator_commands.run(arguments, security)
     except ParamServerError as error:
         sys.stderr.write(f"param_server {arguments.command}: {error}\n")
         return 1
@@ -72,16 +92,20 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run_shard(arguments: argparse.Namespace) -> None:
+def run_shard(arguments: argparse.Namespace, security: ServerSecurity) -> None:
+    from param_server.history import Promotions
+    from param_server.history_service import HistoryServicer
     from param_server.shard_service import SERVER_THREADS, ShardServicer
     from param_server.transport import open_server
     from proto import param_server_pb2_grpc
 
     stop = stop_on_signals()
-    server, address = open_server(arguments.address, num_threads=SERVER_THREADS)
+    server, address = open_server(arguments.address, num_threads=SERVER_THREADS, security=security)
     shard = shard_process.open_shard(arguments)
     servicer = ShardServicer(shard, clock_ms=wall_clock_ms)
     param_server_pb2_grpc.add_ParamServerServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    history = HistoryServicer(shard.log, Promotions(shard.log.store))
+    param_server_pb2_grpc.add_HistoryServicer_to_server(history, server)  # type: ignore[no-untyped-call]
     server.start()
     beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="maintain")
     maintaining = beside.submit(shard_process.maintain, shard, stop)
@@ -96,52 +120,69 @@ def run_shard(arguments: argparse.Namespace) -> None:
     maintaining.result()
 
 
-def run_replica(arguments: argparse.Namespace) -> None:
+def run_replica(arguments: argparse.Namespace, security: ServerSecurity) -> None:
+    from param_server.follower import Follower
     from param_server.predict import warm_up
     from param_server.replica import Replica
     from param_server.replica_service import SERVER_THREADS, ReplicaService
+    from param_server.sources import ShardSource
     from param_server.transport import open_server
     from proto import open_inference_pb2_grpc, param_server_pb2_grpc
 
     stop = stop_on_signals()
-    server, address = open_server(arguments.address, num_threads=SERVER_THREADS)
-    replica = Replica(shard_address=arguments.shard, name=arguments.name, clock_ms=wall_clock_ms)
-    service = ReplicaService(replica, stale_after_ms=1000 * arguments.stale_after_s, clock_ms=wall_clock_ms)
+    towards_shard = security_arguments.read_shard_security(arguments, os.environ, own=security)
+    source = ShardSource(arguments.shard, name=arguments.name, security=towards_shard)
+    replica = Replica(
+        clock_ms=wall_clock_ms,
+        config=read_serving_config(arguments.serving_config),
+        channel=arguments.channel,
+    )
+    if arguments.pin:
+        replica.pin(Version.parse(arguments.pin))
+    follower = Follower(replica, source, name=arguments.name)
+    server, address = open_server(arguments.address, num_threads=SERVER_THREADS, security=security)
+    service = ReplicaService(
+        replica,
+        stale_after_ms=1000 * arguments.stale_after_s,
+        clock_ms=wall_clock_ms,
+        pin=follower.pin,
+    )
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     param_server_pb2_grpc.add_ReplicaServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     server.start()
     warm_up()
-    follower = ThreadPoolExecutor(max_workers=1, thread_name_prefix="follow")
-    following = follower.submit(replica.follow)
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="follow")
+    following = pool.submit(follower.follow)
     # An error that `follow` does not expect ends the process instead of leaving a replica that ages.
     following.add_done_callback(lambda _: stop.set())
     announce(arguments.ready_file, address)
     stop.wait()
-    replica.stop()
+    follower.stop()
     wait([following])
     server.stop(STOP_GRACE_S).wait()
-    replica.close()
+    source.close()
     following.result()
 
 
-def roll_back(address: str, text: str) -> None:
-    """Write the new version's number."""
-    from param_server.client import ParamServerClient
+def read_serving_config(path: Path | None) -> ServingConfig:
+    """Raises: ConfigError naming the file and what is wrong in it."""
+    if path is None:
+        return ServingConfig()
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=ServingConfig)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
-    with ParamServerClient(address, timeout_s=60.0) as shard:
-        old = Version.parse(text)
-        sys.stdout.write(f"{shard.rollback(old)} has the content of {old}\n")
 
-
-def show_status(address: str) -> None:
+def show_status(address: str, security: ClientSecurity) -> None:
     """Write the state of whatever listens at the address as JSON."""
     from param_server.client import ParamServerClient, ReplicaClient
 
     try:
-        with ParamServerClient(address, timeout_s=5.0) as shard:
+        with ParamServerClient(address, timeout_s=5.0, security=security) as shard:
             state: object = shard.status()
     except ParamServerError:
-        with ReplicaClient(address, timeout_s=5.0) as replica:
+        with ReplicaClient(address, timeout_s=5.0, security=security) as replica:
             state = replica.status()
     text = msgspec.json.format(msgspec.json.encode(state, enc_hook=str), indent=2)
     sys.stdout.write(text.decode() + "\n")

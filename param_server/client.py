@@ -15,6 +15,7 @@ import structlog
 
 from param_server.blob_parts import from_message, split_blob, to_message
 from param_server.errors import (
+    AccessError,
     AddressError,
     BadBlobError,
     ConflictError,
@@ -49,6 +50,7 @@ from param_server.rules import (
     record_push,
 )
 from param_server.rules_config import RulesConfig
+from param_server.security import NO_SECURITY, ClientSecurity
 from param_server.shard_state import ShardState, VersionInfo
 from param_server.signature import (
     ServingSignature,
@@ -58,7 +60,7 @@ from param_server.signature import (
 )
 from param_server.transport import open_channel, translate
 from proto import open_inference_pb2_grpc, param_server_pb2, param_server_pb2_grpc
-from proto.row_segment import RowFormat, RowSegment, decode, encode, split
+from proto.row_segment import NotFiniteError, RowFormat, RowSegment, decode, encode, finite_rows, split
 from proto.tensor_blob import BlobError, crc32c, decode_tensors, encode_tensors
 
 log = structlog.get_logger()
@@ -88,6 +90,15 @@ class ReplicaState:
     last_refusal: str
     applied: tuple[tuple[Version, int], ...]
     """(version, unix milliseconds at which it became visible), oldest first."""
+    channel: str = "canary"
+    pinned: Version | None = None
+    promoted: Version | None = None
+    num_row_bytes: int = 0
+    num_rows_over_budget: int = 0
+    num_rows_expired: int = 0
+    num_rows_other_shard: int = 0
+    num_moves_back: int = 0
+    num_rows_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +113,12 @@ class Prediction:
 class _Connection:
     """A channel to one process, its errors in our words; a context manager."""
 
-    def __init__(self, address: str, *, name: str, timeout_s: float) -> None:
+    def __init__(
+        self, address: str, *, name: str, timeout_s: float, security: ClientSecurity = NO_SECURITY
+    ) -> None:
         self._where = f"{name} {address}"
         self._timeout_s = timeout_s
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, security)
 
     def close(self) -> None:
         self._channel.close()
@@ -132,9 +145,9 @@ class ParamServerClient(_Connection):
     bytes: both are idempotent. FencedError means that this writer is over.
     """
 
-    def __init__(self, address: str, timeout_s: float) -> None:
-        """Raises: AddressError unless the address is a loopback host:port."""
-        super().__init__(address, name="shard", timeout_s=timeout_s)
+    def __init__(self, address: str, timeout_s: float, *, security: ClientSecurity = NO_SECURITY) -> None:
+        """Raises: AddressError for an address beyond loopback without TLS, AccessError for TLS files."""
+        super().__init__(address, name="shard", timeout_s=timeout_s, security=security)
         self._stub: Any = param_server_pb2_grpc.ParamServerStub(self._channel)  # type: ignore[no-untyped-call]
 
     def open_generation(self, at_least: int) -> tuple[int, Version | None]:
@@ -241,11 +254,13 @@ class ParamServerClients:
     at shard 0. `publish` and `commit` are idempotent as they are for one shard.
     """
 
-    def __init__(self, addresses: Sequence[str], timeout_s: float) -> None:
+    def __init__(
+        self, addresses: Sequence[str], timeout_s: float, *, security: ClientSecurity = NO_SECURITY
+    ) -> None:
         """Raises: AddressError unless every address is a loopback host:port and there is one."""
         if not addresses:
             raise AddressError("expected the address of every shard, shard 0 first, found none")
-        self._clients = [ParamServerClient(address, timeout_s) for address in addresses]
+        self._clients = [ParamServerClient(address, timeout_s, security=security) for address in addresses]
 
     @property
     def num_shards(self) -> int:
@@ -320,16 +335,29 @@ class ParamServerClients:
 class ReplicaClient(_Connection):
     """One connection to a serving replica."""
 
-    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
-        """Raises: AddressError unless the address is a loopback host:port."""
-        super().__init__(address, name="replica", timeout_s=timeout_s)
+    def __init__(
+        self, address: str, timeout_s: float = 10.0, *, security: ClientSecurity = NO_SECURITY
+    ) -> None:
+        """Raises: AddressError for an address beyond loopback without TLS, AccessError for TLS files."""
+        super().__init__(address, name="replica", timeout_s=timeout_s, security=security)
         self._replica: Any = param_server_pb2_grpc.ReplicaStub(self._channel)  # type: ignore[no-untyped-call]
         self._inference: Any = open_inference_pb2_grpc.GRPCInferenceServiceStub(  # type: ignore[no-untyped-call]
             self._channel
         )
 
     def status(self) -> ReplicaState:
-        reply = self._call(self._replica.Status, param_server_pb2.StatusRequest())
+        return self._state(self._call(self._replica.Status, param_server_pb2.StatusRequest()))
+
+    def pin(self, version: Version) -> ReplicaState:
+        """Have the replica stay at a version, or go to it; `status` tells when it is there."""
+        request = param_server_pb2.PinRequest(version=to_message(version))
+        return self._state(self._call(self._replica.Pin, request))
+
+    def unpin(self) -> ReplicaState:
+        """Have the replica follow its channel again."""
+        return self._state(self._call(self._replica.Unpin, param_server_pb2.StatusRequest()))
+
+    def _state(self, reply: param_server_pb2.ReplicaStatus) -> ReplicaState:
         return ReplicaState(
             version=_version_or_none(reply, "version"),
             ready=reply.ready,
@@ -341,6 +369,15 @@ class ReplicaClient(_Connection):
             num_reloads=reply.num_reloads,
             last_refusal=reply.last_refusal,
             applied=tuple((from_message(one.version), one.visible_ms) for one in reply.applied),
+            channel=reply.channel,
+            pinned=_version_or_none(reply, "pinned"),
+            promoted=_version_or_none(reply, "promoted"),
+            num_row_bytes=reply.num_row_bytes,
+            num_rows_over_budget=reply.num_rows_over_budget,
+            num_rows_expired=reply.num_rows_expired,
+            num_rows_other_shard=reply.num_rows_other_shard,
+            num_moves_back=reply.num_moves_back,
+            num_rows_refused=reply.num_rows_refused,
         )
 
     def predict(self, inputs: dict[str, npt.NDArray[Any]]) -> Prediction:
@@ -356,6 +393,29 @@ class ReplicaClient(_Connection):
             version=Version.parse(reply.parameters["version"].string_param),
             age_ms=reply.parameters["age_ms"].int64_param,
         )
+
+
+class HistoryClient(_Connection):
+    """One connection to a shard, for what is promoted on the stable channel."""
+
+    def __init__(
+        self, address: str, timeout_s: float = 10.0, *, security: ClientSecurity = NO_SECURITY
+    ) -> None:
+        """Raises: AddressError for an address beyond loopback without TLS, AccessError for TLS files."""
+        super().__init__(address, name="shard", timeout_s=timeout_s, security=security)
+        self._history: Any = param_server_pb2_grpc.HistoryStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def promote(self, version: Version) -> Version | None:
+        """Name the version that the stable channel answers from; durable when this returns.
+
+        Raises: MissingBlobError if the log cannot replay it.
+        """
+        request = param_server_pb2.PromoteRequest(version=to_message(version))
+        return _version_or_none(self._call(self._history.Promote, request), "version")
+
+    def promoted(self) -> Version | None:
+        reply = self._call(self._history.Promoted, param_server_pb2.StatusRequest())
+        return _version_or_none(reply, "version")
 
 
 def _parts(version: Version, blobs: Iterable[tuple[BlobKind, str, bytes]]) -> Iterator[param_server_pb2.Blob]:
@@ -376,21 +436,26 @@ def _version_or_none(message: Any, field: str) -> Version | None:
 
 __all__ = [
     "NEVER_PUSHED_S",
+    "NO_SECURITY",
+    "AccessError",
     "AddressError",
     "BadBlobError",
     "BlobError",
     "BlobKind",
     "BlobRef",
     "ChangedColumns",
+    "ClientSecurity",
     "ConflictError",
     "Decision",
     "FencedError",
     "GapError",
+    "HistoryClient",
     "LimitError",
     "Manifest",
     "ManifestError",
     "ManifestPosition",
     "MissingBlobError",
+    "NotFiniteError",
     "ParamServerClient",
     "ParamServerClients",
     "ParamServerError",
@@ -421,6 +486,7 @@ __all__ = [
     "encode_manifest",
     "encode_signature",
     "encode_tensors",
+    "finite_rows",
     "record_push",
     "split",
     "split_by_shard",

@@ -15,6 +15,9 @@ ParamServerError
 ├── LimitError         a bound on size or number would be passed
 ├── RequestError       a prediction request is wrong: the message names the input
 ├── UnknownModelError  the replica serves another model
+├── AccessError        a credential is missing, wrong or unreadable
+├── ConfigError        a configuration file or argument is wrong
+├── RulesError         rules, or updates to try them on, cannot be read
 └── UnavailableError   the other side is not there (yet); trying again can help
 """
 
@@ -78,6 +81,18 @@ class RequestError(ParamServerError):
 
 
 class UnknownModelError(ParamServerError):
+    pass
+
+
+class AccessError(ParamServerError):
+    pass
+
+
+class ConfigError(ParamServerError):
+    pass
+
+
+class RulesError(ParamServerError):
     pass
 
 

@@ -229,7 +229,7 @@ class ShardStatus(_message.Message):
     def __init__(self, head: _Optional[_Union[Version, _Mapping]] = ..., num_versions: _Optional[int] = ..., num_full: _Optional[int] = ..., num_delta: _Optional[int] = ..., num_rows: _Optional[int] = ..., bytes_published: _Optional[int] = ..., num_subscribers: _Optional[int] = ..., fenced_generation: _Optional[int] = ..., damage: _Optional[_Iterable[str]] = ..., subscribers: _Optional[_Iterable[str]] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., num_snapshots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., num_left_out: _Optional[int] = ..., num_cut_off: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("version", "ready", "age_ms", "num_rows", "num_predictions", "num_unknown_ids", "applied", "num_reloads", "num_refused_requests", "last_refusal")
+    __slots__ = ("version", "ready", "age_ms", "num_rows", "num_predictions", "num_unknown_ids", "applied", "num_reloads", "num_refused_requests", "last_refusal", "pinned", "channel", "promoted", "num_row_bytes", "num_rows_over_budget", "num_rows_expired", "num_rows_other_shard", "num_moves_back", "num_rows_refused")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     AGE_MS_FIELD_NUMBER: _ClassVar[int]
@@ -240,6 +240,15 @@ class ReplicaStatus(_message.Message):
     NUM_RELOADS_FIELD_NUMBER: _ClassVar[int]
     NUM_REFUSED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     LAST_REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_OVER_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_OTHER_SHARD_FIELD_NUMBER: _ClassVar[int]
+    NUM_MOVES_BACK_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_REFUSED_FIELD_NUMBER: _ClassVar[int]
     version: Version
     ready: bool
     age_ms: int
@@ -250,7 +259,42 @@ class ReplicaStatus(_message.Message):
     num_reloads: int
     num_refused_requests: int
     last_refusal: str
-    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., ready: _Optional[bool] = ..., age_ms: _Optional[int] = ..., num_rows: _Optional[int] = ..., num_predictions: _Optional[int] = ..., num_unknown_ids: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[AppliedVersion, _Mapping]]] = ..., num_reloads: _Optional[int] = ..., num_refused_requests: _Optional[int] = ..., last_refusal: _Optional[str] = ...) -> None: ...
+    pinned: Version
+    channel: str
+    promoted: Version
+    num_row_bytes: int
+    num_rows_over_budget: int
+    num_rows_expired: int
+    num_rows_other_shard: int
+    num_moves_back: int
+    num_rows_refused: int
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., ready: _Optional[bool] = ..., age_ms: _Optional[int] = ..., num_rows: _Optional[int] = ..., num_predictions: _Optional[int] = ..., num_unknown_ids: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[AppliedVersion, _Mapping]]] = ..., num_reloads: _Optional[int] = ..., num_refused_requests: _Optional[int] = ..., last_refusal: _Optional[str] = ..., pinned: _Optional[_Union[Version, _Mapping]] = ..., channel: _Optional[str] = ..., promoted: _Optional[_Union[Version, _Mapping]] = ..., num_row_bytes: _Optional[int] = ..., num_rows_over_budget: _Optional[int] = ..., num_rows_expired: _Optional[int] = ..., num_rows_other_shard: _Optional[int] = ..., num_moves_back: _Optional[int] = ..., num_rows_refused: _Optional[int] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
+class ReplayRequest(_message.Message):
+    __slots__ = ("replica", "until")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    until: Version
+    def __init__(self, replica: _Optional[str] = ..., until: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
+class PromoteRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
+class Promotion(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
 class AppliedVersion(_message.Message):
     __slots__ = ("version", "visible_ms")
