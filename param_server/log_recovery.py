@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from param_server.errors import ManifestError, StoreMissingError
+from param_server.errors import LogError, ManifestError, StoreExistsError, StoreMissingError
 from param_server.log_records import read_record
 from param_server.manifest import (
     MANIFEST_BYTES_MAX,
@@ -59,6 +59,16 @@ def position_name(folder: str, position: int) -> str:
     return f"{folder}{position:0{POSITION_DIGITS}d}"
 
 
+def positions_in(store: Store, folder: str) -> list[int]:
+    """In order; what has no position's name is not looked at."""
+    texts = (name[len(folder) :] for name in store.list(folder))
+    return [int(text) for text in texts if _is_position(text)]
+
+
+def _is_position(text: str) -> bool:
+    return text.isdigit() and len(text) == POSITION_DIGITS
+
+
 def seal_manifest(manifest: Manifest) -> bytes:
     data = encode_manifest(manifest)
     return b"%08x\n" % crc32c(data) + data
@@ -86,6 +96,29 @@ def read_generation(store: Store, damage: list[str]) -> int:
     return int(text)
 
 
+def made_for(store: Store) -> int:
+    """How many shards share the log. Raises: StoreMissingError if there is no log, LogError."""
+    found = store.read(SHARDS, num_bytes=64).rstrip(b"\n")
+    if not found.isdigit():
+        raise LogError(f"object {SHARDS}: expected a number, found {found[:40]!r}")
+    return int(found)
+
+
+def check_num_shards(store: Store, num_shards: int) -> None:
+    """Rows lie with the shard that owns them, so a log keeps the number of shards it was made with.
+
+    Raises: LogError if it was made for another number.
+    """
+    try:
+        store.create(SHARDS, f"{num_shards}\n".encode())
+    except StoreExistsError:
+        if made_for(store) != num_shards:
+            raise LogError(
+                f"this log was made for {made_for(store)} shards, not for {num_shards}: begin a new log and "
+                "publish a full version there"
+            ) from None
+
+
 def read_blob_of(store: Store, version: Version, blob: BlobRef) -> tuple[bytes | memoryview | None, str]:
     """The bytes of a blob that a manifest names, checked, and "" or what is wrong with them."""
     if blob.kind not in SHARED_KINDS:
@@ -105,7 +138,8 @@ def read_blob_of(store: Store, version: Version, blob: BlobRef) -> tuple[bytes |
 def recover(store: Store, *, repair: bool) -> Recovered:
     """Read a log and, with `repair`, leave in it exactly the versions that are returned.
 
-    Args: repair: only for the coordinating shard; without it nothing in the store changes.
+    Args: repair: only for the coordinating shard; without it nothing in the store changes, and what
+        retention removes meanwhile is no damage.
     Raises: LogError if the store cannot be read or written.
     """
     damage: list[str] = []
@@ -117,8 +151,14 @@ def recover(store: Store, *, repair: bool) -> Recovered:
     lost: list[int] = list(unreadable)
     dropped: list[int] = []
     for position, manifest in found.items():
-        snapshot = _snapshot_of(manifest, snapshots.get(position), checker, damage)
+        notes: list[str] = []
+        snapshot = _snapshot_of(manifest, snapshots.get(position), checker, notes)
         problem = checker.problem(manifest)
+        if (problem or notes) and not _is_there(store, position):
+            # Beside a live coordinator: retention took it while it was read, and all before it.
+            kept.clear()
+            continue
+        damage += notes
         if problem and snapshot is not None:
             damage.append(f"version {manifest.version}: {problem}; its snapshot stands in for it")
             manifest, problem = snapshot, ""
@@ -151,6 +191,14 @@ def recover(store: Store, *, repair: bool) -> Recovered:
     return Recovered(entries=kept, fenced_generation=fenced, damage=damage)
 
 
+def _is_there(store: Store, position: int) -> bool:
+    try:
+        store.size(position_name(MANIFESTS, position))
+    except StoreMissingError:
+        return False
+    return True
+
+
 class _Checker:
     """Reads every record that a manifest names; a program that many versions name is read once."""
 
@@ -181,11 +229,13 @@ def _read_all(store: Store, folder: str, damage: list[str]) -> tuple[dict[int, M
     unreadable: list[int] = []
     for name in store.list(folder):
         text = name[len(folder) :]
-        if not (text.isdigit() and len(text) == POSITION_DIGITS):
+        if not _is_position(text):
             damage.append(f"object {name}: not the name of a position; it is left alone")
             continue
         try:
             found[int(text)] = read_manifest(store, name)
+        except StoreMissingError:
+            continue  # retention took it since it was listed
         except ManifestError as error:
             damage.append(str(error))
             unreadable.append(int(text))

@@ -21,7 +21,6 @@ import hashlib
 import threading
 from dataclasses import replace
 
-import msgspec
 import structlog
 
 from param_server.errors import (
@@ -37,39 +36,38 @@ from param_server.errors import (
 from param_server.failpoints import reach
 from param_server.history import read_promoted, write_promoted
 from param_server.log_order import (
-    chain_to,
     check_follows,
     check_generation,
     check_same_blob,
     num_dropped,
-    plan_after,
     raise_taken,
 )
 from param_server.log_recovery import (
     CONTENT,
     GENERATION,
     MANIFESTS,
-    SHARDS,
     SNAPSHOTS,
     Entry,
+    check_num_shards,
     named_content,
     named_segments,
     position_name,
+    positions_in,
     read_blob_of,
     read_generation,
     read_manifest,
     recover,
     seal_manifest,
 )
+from param_server.log_view import LogView
 from param_server.manifest import (
     SHARED_KINDS,
-    BlobRef,
     Manifest,
     Version,
     without_places,
 )
 from param_server.segment_log import SEGMENT_BYTES_MAX, SegmentLog
-from param_server.staged_blobs import StagedBlobs
+from param_server.staging import Staging
 from param_server.stores import Store
 from proto.tensor_blob import crc32c
 
@@ -99,13 +97,13 @@ class VersionLog:
         self.shard = shard
         self._keep_full = keep_full
         self._mutex = threading.RLock()
-        self._staged = StagedBlobs()
-        self._check_num_shards(num_shards)
+        check_num_shards(store, num_shards)
         recovered = recover(store, repair=self.coordinates)
         self._fenced_generation = recovered.fenced_generation
         self._promoted = read_promoted(store)
-        self._set_entries(recovered.entries)
+        self._view = LogView(recovered.entries)
         self._segments = SegmentLog(store, shard=shard, segment_bytes_max=segment_bytes_max)
+        self._staging = Staging(store, segments=self._segments)
         self.damage: list[str] = list(recovered.damage)
         for line in self.damage:
             log.error("version log damage", found=line)
@@ -121,8 +119,7 @@ class VersionLog:
     @property
     def head(self) -> Version | None:
         """The newest version; None: the log is empty."""
-        entries = self._entries
-        return entries[-1].manifest.version if entries else None
+        return self._view.head
 
     @property
     def fenced_generation(self) -> int:
@@ -131,14 +128,14 @@ class VersionLog:
     @property
     def entries(self) -> list[Entry]:
         """Every version there is, oldest first; the first one has a base. Do not change the list."""
-        return self._entries
+        return self._view.entries
 
     def manifests(self) -> list[Manifest]:
-        return [entry.manifest for entry in self._entries]
+        return [entry.manifest for entry in self.entries]
 
     def read(self, version: Version) -> Manifest:
         """Raises: MissingBlobError if there is no such version (any more)."""
-        return self._entry(version).manifest
+        return self._view.entry(version).manifest
 
     def open_generation(self, at_least: int) -> tuple[int, Version | None]:
         """A generation above `at_least` and above all that the log has seen; older writers are fenced.
@@ -154,7 +151,7 @@ class VersionLog:
             else:
                 generation = max(self._fenced_generation, read_generation(self.store, self.damage))
             self._fenced_generation = generation
-            self._staged.forget(lambda version: version.generation < generation)
+            self._staging.forget(lambda version: version.generation < generation)
             return generation, self.head
 
     def stage(self, version: Version, *, kind: str, name: str, data: bytes) -> None:
@@ -171,52 +168,24 @@ class VersionLog:
         found_crc32c = crc32c(data)
         with self._mutex:
             check_generation(version, fenced_generation=self._fenced_generation)
-            committed = self._by_version.get(version)
+            committed = self._view.get(version)
             if committed is not None:
                 check_same_blob(committed.manifest, name, num_bytes=len(data), crc32c=found_crc32c)
                 return
             if self.head is not None and version < self.head:
                 raise GapError(f"version {version} is not above the head {self.head}")
-            self._staged.check_room(version)
-            self._staged.pop(version, name)
-            try:
-                if kind in SHARED_KINDS:
-                    self._create_content(name, data)
-                    self._staged.add(version, name, len(data), found_crc32c, place=None)
-                else:
-                    place = self._segments.append(version, name, data, data_crc32c=found_crc32c)
-                    self._staged.add(version, name, len(data), found_crc32c, place=place)
-            except LogError:
-                self._staged.forget_unsynced()
-                raise
+            self._staging.add(version, kind=kind, name=name, data=data, data_crc32c=found_crc32c)
 
     def sync(self) -> None:
         """All that was staged is durable when it returns; publishers that wait together share one sync.
 
         Raises: LogError; then what was not durable before must be staged again.
         """
-        covered = self._staged.unsynced()
-        try:
-            self._segments.sync()
-        except LogError:
-            with self._mutex:
-                self._staged.forget_unsynced()
-            raise
-        with self._mutex:
-            self._staged.mark_synced(covered)
+        self._staging.sync()
 
     def located(self, manifest: Manifest, *, shard: int | None = None) -> Manifest:
-        """The manifest with the place of every blob that is staged and durable here.
-
-        Args: shard: only the blobs of this shard are looked at; None: of all.
-        Raises: MissingBlobError, BadBlobError if a blob is not there as the manifest says.
-        """
-        with self._mutex:
-            blobs = tuple(
-                blob if shard is not None and blob.shard != shard else self._locate(manifest.version, blob)
-                for blob in manifest.blobs
-            )
-        return msgspec.structs.replace(manifest, blobs=blobs)
+        """The manifest with the place of every blob that is staged and durable here (staging.py)."""
+        return self._staging.located(manifest, shard=shard)
 
     def commit(self, manifest: Manifest) -> bool:
         """Make a version visible. The order of the steps is the guarantee:
@@ -237,10 +206,10 @@ class VersionLog:
                 return True
             placed = self.located(manifest)
             reach("commit_durable")
-            position = self._entries[-1].position + 1 if self._entries else 1
+            position = self.entries[-1].position + 1 if self.entries else 1
             self._create_manifest(position, placed)
-            self._set_entries([*self._entries, Entry(position, placed)])
-            self._staged.forget(lambda version: version <= placed.version)
+            self._view = LogView([*self.entries, Entry(position, placed)])
+            self._staging.forget(lambda version: version <= placed.version)
         return False
 
     def check(self, manifest: Manifest) -> bool:
@@ -251,7 +220,7 @@ class VersionLog:
         version = manifest.version
         with self._mutex:
             check_generation(version, fenced_generation=self._fenced_generation)
-            committed = self._by_version.get(version)
+            committed = self._view.get(version)
             if committed is None:
                 check_follows(manifest, head=self.head)
                 return False
@@ -273,7 +242,7 @@ class VersionLog:
             return data
         if not self.coordinates:
             self.refresh()
-        if manifest.version not in self._by_version:
+        if self._view.get(manifest.version) is None:
             raise MissingBlobError(f"version {manifest.version}: {problem}; it is not in the log (any more)")
         raise LogDamageError(
             f"version {manifest.version}: {problem}. Publish a full version: it needs none of those before."
@@ -281,19 +250,15 @@ class VersionLog:
 
     def plan_after(self, held: Version | None) -> list[Manifest]:
         """What a reader that holds `held` loads, in order; empty: it has nothing to do (log_order.py)."""
-        return plan_after(self._entries, self._by_version, held)
+        return self._view.plan_after(held)
 
     def num_after(self, held: Version | None) -> int:
         """How many versions follow `held`; all of them if the log does not know it."""
-        entries, known = self._entries, self._by_version.get(held) if held is not None else None
-        if not entries or (held is not None and held >= entries[-1].manifest.version):
-            return 0
-        return entries[-1].position - known.position if known is not None else len(entries)
+        return self._view.num_after(held)
 
     def chain_to(self, version: Version) -> list[Manifest]:
         """The manifests whose rows, one over the other, are the version's. Raises: MissingBlobError."""
-        self._entry(version)
-        return chain_to(self._entries, version)
+        return self._view.chain_to(version)
 
     def promoted(self) -> Version | None:
         """The version of the stable channel; None: none was promoted. Raises: LogDamageError."""
@@ -319,7 +284,7 @@ class VersionLog:
         """
         news: list[Manifest] = []
         while True:
-            position = self._entries[-1].position + 1 if self._entries else 1
+            position = self.entries[-1].position + 1 if self.entries else 1
             try:
                 manifest = read_manifest(self.store, position_name(MANIFESTS, position))
             except StoreMissingError:
@@ -332,22 +297,21 @@ class VersionLog:
                         f"version {manifest.version} follows {manifest.parent}, this shard holds "
                         f"{self.head}: the log has changed; start this shard again"
                     )
-                self._set_entries([*self._entries, Entry(position, manifest)])
+                self._view = LogView([*self.entries, Entry(position, manifest)])
                 self._fenced_generation = max(self._fenced_generation, manifest.version.generation)
-                self._staged.forget(manifest.version.__ge__)
+                self._staging.forget(manifest.version.__ge__)
             news.append(manifest)
 
     def refresh(self) -> None:
         """For the other shards: see which versions the coordinator dropped and which snapshots it made."""
-        present = {int(name[len(MANIFESTS) :]) for name in self.store.list(MANIFESTS)}
-        made = {int(name[len(SNAPSHOTS) :]) for name in self.store.list(SNAPSHOTS)}
+        present, made = set(positions_in(self.store, MANIFESTS)), set(positions_in(self.store, SNAPSHOTS))
         with self._mutex:
-            kept = [entry for entry in self._entries if entry.position in present]
+            kept = [entry for entry in self.entries if entry.position in present]
             for index, entry in enumerate(kept):
                 if entry.snapshot is None and entry.position in made:
                     snapshot = read_manifest(self.store, position_name(SNAPSHOTS, entry.position))
                     kept[index] = replace(entry, snapshot=snapshot)
-            self._set_entries(kept)
+            self._view = LogView(kept)
 
     def append_snapshot(self, version: Version, *, name: str, data: bytes) -> tuple[str, int]:
         """Add one blob of a snapshot to come; returns its segment and offset. Durable after `sync`."""
@@ -364,15 +328,15 @@ class VersionLog:
         Returns: False if retention dropped the version meanwhile.
         """
         with self._mutex:
-            entry = self._by_version.get(snapshot.version)
+            entry = self._view.get(snapshot.version)
             if entry is None:
                 return False
             self.store.create(position_name(SNAPSHOTS, entry.position), seal_manifest(snapshot))
             entries = [
                 replace(one, snapshot=snapshot) if one.position == entry.position else one
-                for one in self._entries
+                for one in self.entries
             ]
-            self._set_entries(entries)
+            self._view = LogView(entries)
             return True
 
     def retain(self) -> int:
@@ -384,21 +348,21 @@ class VersionLog:
         with self._mutex:
             dropped: list[Entry] = []
             if self.coordinates:
-                first = num_dropped(self._entries, keep_full=self._keep_full, promoted=self._promoted)
-                dropped = self._entries[:first]
+                first = num_dropped(self.entries, keep_full=self._keep_full, promoted=self._promoted)
+                dropped = self.entries[:first]
                 # Oldest first: a crash in between leaves a log whose start is merely further on.
                 for entry in dropped:
                     self.store.delete(position_name(MANIFESTS, entry.position))
                     if entry.snapshot is not None:
                         self.store.delete(position_name(SNAPSHOTS, entry.position))
-                self._set_entries(self._entries[first:])
+                self._view = LogView(self.entries[first:])
                 reach("retain_manifests")
                 if dropped:
                     self._drop_content()
             else:
                 self.refresh()
             if dropped or not self.coordinates:
-                self._segments.drop(named=named_segments(self._entries), head=self.head)
+                self._segments.drop(named=named_segments(self.entries), head=self.head)
             reach("retain_segments")
             return len(dropped)
 
@@ -408,74 +372,13 @@ class VersionLog:
             self.retain()
             if self.coordinates:
                 self._drop_content()
-            return self._segments.drop(named=named_segments(self._entries), head=self.head)
-
-    def _check_num_shards(self, num_shards: int) -> None:
-        """Rows lie with the shard that owns them, so a log keeps the number of shards it was made with."""
-        try:
-            self.store.create(SHARDS, f"{num_shards}\n".encode())
-        except StoreExistsError:
-            found = self.store.read(SHARDS, num_bytes=64)
-            if found != f"{num_shards}\n".encode():
-                raise LogError(
-                    f"this log was made for {found.decode('ascii', 'replace').strip()} shards, not for "
-                    f"{num_shards}: begin a new log and publish a full version there"
-                ) from None
+            return self._segments.drop(named=named_segments(self.entries), head=self.head)
 
     def _drop_content(self) -> None:
-        named = named_content(self._entries) | self._staged.names()
+        named = named_content(self.entries) | self._staging.names()
         for name in self.store.list(CONTENT):
             if name[len(CONTENT) :] not in named:
                 self.store.delete(name)
-
-    def _set_entries(self, entries: list[Entry]) -> None:
-        self._entries = entries
-        self._by_version = {entry.manifest.version: entry for entry in entries}
-
-    def _entry(self, version: Version) -> Entry:
-        try:
-            return self._by_version[version]
-        except KeyError:
-            entries = self._entries
-            known = (
-                f"{entries[0].manifest.version} .. {entries[-1].manifest.version}"
-                if entries
-                else "no version"
-            )
-            raise MissingBlobError(f"version {version} is not in the log, which has {known}") from None
-
-    def _locate(self, version: Version, blob: BlobRef) -> BlobRef:
-        staged = self._staged.get(version, blob.name)
-        if staged is None and (blob.kind in SHARED_KINDS or blob.segment):
-            # A program may have come with an older version; a record may be another shard's.
-            data, problem = read_blob_of(self.store, version, blob)
-            if data is not None:
-                return blob
-            if blob.kind not in SHARED_KINDS:
-                raise BadBlobError(f"version {version}: {problem}; publish it again")
-        if staged is None or not staged.durable:
-            raise MissingBlobError(
-                f"version {version}: blob '{blob.name}' is not staged; publish the version again"
-            )
-        if (staged.num_bytes, staged.crc32c) != (blob.num_bytes, blob.crc32c):
-            raise BadBlobError(
-                f"version {version}: blob '{blob.name}': the manifest says {blob.num_bytes} bytes with "
-                f"CRC32C {blob.crc32c:08x}, staged are {staged.num_bytes} with {staged.crc32c:08x}; "
-                "publish it again"
-            )
-        if staged.place is None:
-            return blob
-        return msgspec.structs.replace(
-            blob, segment=staged.place.segment, segment_offset=staged.place.segment_offset
-        )
-
-    def _create_content(self, name: str, data: bytes) -> None:
-        try:
-            self.store.create(CONTENT + name, data)
-        except StoreExistsError:
-            if self.store.read(CONTENT + name) != data:
-                # Its name is its content's, so what lies there is rot.
-                self.store.replace(CONTENT + name, data)
 
     def _create_manifest(self, position: int, manifest: Manifest) -> None:
         name, sealed = position_name(MANIFESTS, position), seal_manifest(manifest)
@@ -490,11 +393,3 @@ class VersionLog:
                 ) from error
             self.store.replace(name, sealed)
         reach("commit_created")
-
-
-def made_for(store: Store) -> int:
-    """How many shards share the log. Raises: StoreMissingError if there is no log, LogError."""
-    found = store.read(SHARDS, num_bytes=64).rstrip(b"\n")
-    if not found.isdigit():
-        raise LogError(f"object {SHARDS}: expected a number, found {found[:40]!r}")
-    return int(found)
