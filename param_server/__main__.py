@@ -2,6 +2,7 @@
 
 python -m param_server shard --address 127.0.0.1:0 --log-dir DIR
 python -m param_server replica --shard ADDRESS --address 127.0.0.1:0
+python -m param_server replica --log-dir URL --address 127.0.0.1:0
 python -m param_server status ADDRESS
 python -m param_server rollback ADDRESS VERSION
 python -m param_server log ls|verify|show|diff|gc LOG_DIR ...
@@ -22,6 +23,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -38,6 +40,9 @@ from param_server.manifest import Version
 from param_server.security import ClientSecurity, ServerSecurity
 from param_server.serving_config import ServingConfig
 
+if TYPE_CHECKING:
+    from param_server.sources import VersionSource
+
 STOP_GRACE_S = 2.0
 
 
@@ -46,8 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     shard = commands.add_parser("shard", help="keep the version log and stream it to replicas")
     shard_process.add_options(shard)
-    replica = commands.add_parser("replica", help="follow a shard and answer predictions")
-    replica.add_argument("--shard", required=True, help="the shard's host:port")
+    replica = commands.add_parser("replica", help="follow a shard, or its log, and answer predictions")
+    versions_from = replica.add_mutually_exclusive_group(required=True)
+    versions_from.add_argument("--shard", help="the shard's host:port")
+    versions_from.add_argument("--log-dir", help="read the log itself: a folder, or scheme://... (fsspec)")
     replica.add_argument("--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any")
     replica.add_argument("--name", default="replica", help="shown by the shard")
     replica.add_argument("--channel", choices=("canary", "stable"), default="canary")
@@ -124,13 +131,11 @@ def run_replica(arguments: argparse.Namespace, security: ServerSecurity) -> None
     from param_server.predict import warm_up
     from param_server.replica import Replica
     from param_server.replica_service import SERVER_THREADS, ReplicaService
-    from param_server.sources import ShardSource
     from param_server.transport import open_server
     from proto import open_inference_pb2_grpc, param_server_pb2_grpc
 
     stop = stop_on_signals()
-    towards_shard = security_arguments.read_shard_security(arguments, os.environ, own=security)
-    source = ShardSource(arguments.shard, name=arguments.name, security=towards_shard)
+    source = open_source(arguments, security)
     replica = Replica(
         clock_ms=wall_clock_ms,
         config=read_serving_config(arguments.serving_config),
@@ -161,6 +166,24 @@ def run_replica(arguments: argparse.Namespace, security: ServerSecurity) -> None
     server.stop(STOP_GRACE_S).wait()
     source.close()
     following.result()
+
+
+def open_source(arguments: argparse.Namespace, security: ServerSecurity) -> VersionSource:
+    """Where a replica gets its versions from.
+
+    Raises: LogError if there is no log, AddressError, AccessError.
+    """
+    from param_server.log_reader import LogReader
+    from param_server.log_recovery import made_for
+    from param_server.sources import ShardSource, StoreSource
+    from param_server.stores import open_store
+
+    if arguments.shard is not None:
+        towards_shard = security_arguments.read_shard_security(arguments, os.environ, own=security)
+        return ShardSource(arguments.shard, name=arguments.name, security=towards_shard)
+    store = open_store(arguments.log_dir)
+    made_for(store)  # a folder that is no log would look like a log without a version, for ever
+    return StoreSource(LogReader(store))
 
 
 def read_serving_config(path: Path | None) -> ServingConfig:

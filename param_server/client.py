@@ -244,6 +244,7 @@ class ParamServerClient(_Connection):
             num_left_out=reply.num_left_out,
             num_cut_off=reply.num_cut_off,
             refused=dict(reply.refused),
+            num_rows_refused=reply.num_rows_refused,
         )
 
 
@@ -326,6 +327,17 @@ class ParamServerClients:
             except UnavailableError as error:
                 log.info("a shard takes over later", shard=shard, version=str(head), reason=str(error))
         return head, repeated
+
+    def rollback(self, version: Version) -> Version:
+        """Commit a new version with an older one's content; returns the new one. Shard 0 makes it.
+
+        Raises: what ParamServerClient.rollback raises.
+        """
+        return self._clients[0].rollback(version)
+
+    def versions(self) -> list[VersionInfo]:
+        """Everything that is in the log, oldest first."""
+        return self._clients[0].versions()
 
     def status(self) -> list[ShardState]:
         """Of every shard, in order."""

@@ -6,7 +6,6 @@ counted, and the log still has them: snapshots, rollbacks and subscriptions are 
 
 A version is prepared beside the live one: its rows are written to slots that no key points to. The
 switch then only moves keys to these slots, under a lock; readers take the same lock for one gather.
-What belongs to the version but is not rows (a replica's model) switches with it as its companion.
 Shapes: N keys of a gather, D the table's dim.
 """
 
@@ -15,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +35,6 @@ COLUMNS: dict[str, type[Any]] = {
 }
 """What a row may carry beside its values."""
 
-Companion = TypeVar("Companion")
 Keys = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
 
@@ -107,11 +105,10 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered(Generic[Companion]):
+class Gathered:
     """Rows of one version; a key that is absent has a row of zeros and present_N False."""
 
     version: Version | None
-    companion: Companion | None
     rows_ND: dict[str, Rows]
     present_N: dict[str, npt.NDArray[np.bool_]]
     columns_N: dict[str, dict[str, npt.NDArray[Any]]] = field(default_factory=dict)
@@ -120,7 +117,7 @@ class Gathered(Generic[Companion]):
     """False: some rows left memory since the last full version, so an absent key may be in the log."""
 
 
-class RowStore(Generic[Companion]):
+class RowStore:
     """One writer (prepare, switch) and any number of readers (gather)."""
 
     def __init__(self, *, memory_bytes_max: int | None = None, keep_columns: bool = False) -> None:
@@ -133,16 +130,11 @@ class RowStore(Generic[Companion]):
         self._lock = threading.Lock()
         self._tables: dict[str, _Table] = {}
         self._version: Version | None = None
-        self._companion: Companion | None = None
         self._newest_prepared: Prepared | None = None
 
     @property
     def version(self) -> Version | None:
         return self._version
-
-    @property
-    def companion(self) -> Companion | None:
-        return self._companion
 
     @property
     def num_rows(self) -> int:
@@ -265,8 +257,8 @@ class RowStore(Generic[Companion]):
         scores_L = np.zeros(len(keys_L), np.float32) if scores_C is None else scores_C[slots_L]
         return keys_L[lowest_scores(scores_L, min(over, len(keys_L)))]
 
-    def switch(self, prepared: Prepared, companion: Companion | None = None) -> None:
-        """Make a prepared version the live one, rows and companion together."""
+    def switch(self, prepared: Prepared) -> None:
+        """Make a prepared version the live one."""
         if prepared is not self._newest_prepared:
             raise GapError(f"version {prepared.version}: another version was prepared after it")
         with self._lock:
@@ -279,10 +271,9 @@ class RowStore(Generic[Companion]):
             self._tables = prepared.tables
             self._num_left_out = prepared.num_left_out + (0 if prepared.full else self._num_left_out)
             self._version = prepared.version
-            self._companion = companion
             self._newest_prepared = None
 
-    def gather(self, keys_N: Mapping[str, Keys]) -> Gathered[Companion]:
+    def gather(self, keys_N: Mapping[str, Keys]) -> Gathered:
         """The rows of some keys, table by table, all of one version.
 
         Args: keys_N: table -> int64 [N]. A table that does not exist has no keys: rows float32 [N, 0].
@@ -302,13 +293,12 @@ class RowStore(Generic[Companion]):
                 rows_ND[name] = table.rows_CD[slots]
                 if self._keep_columns:
                     columns_N[name] = {key: column[slots] for key, column in table.columns.items()}
-            version, companion = self._version, self._companion
+            version = self._version
             complete = self._num_left_out == 0
         for name, present in present_N.items():
             rows_ND[name][~present] = 0.0
         return Gathered(
             version=version,
-            companion=companion,
             rows_ND=rows_ND,
             present_N=present_N,
             columns_N=columns_N,

@@ -35,7 +35,7 @@ from param_server.snapshots import make_snapshot, num_since_base
 from param_server.subscriptions import BACKLOG_VERSIONS_MAX, Subscriptions
 from param_server.version_content import segments_of
 from param_server.version_log import VersionLog
-from proto.row_segment import RowSegment
+from proto.row_segment import NotFiniteError, RowSegment
 from proto.tensor_blob import BlobError, decode_tensors
 
 log = structlog.get_logger()
@@ -79,11 +79,12 @@ class Shard:
         self.log = log
         self.num_shards = num_shards
         self._snapshot_every = snapshot_every
-        self._store: RowStore[None] = RowStore(memory_bytes_max=memory_bytes_max, keep_columns=True)
+        self._store = RowStore(memory_bytes_max=memory_bytes_max, keep_columns=True)
         self._commit_mutex = threading.Lock()
         self._counters = threading.Lock()
         self._bytes_published = 0
         self._refused: dict[str, int] = {}
+        self._num_rows_refused = 0
         self._uncertain = False
         self.subscriptions = Subscriptions(log, backlog_versions_max=backlog_versions_max)
         for manifest in log.plan_after(None):
@@ -268,6 +269,7 @@ class Shard:
                 num_left_out=self._store.num_left_out,
                 num_cut_off=self.subscriptions.num_cut_off,
                 refused=dict(self._refused),
+                num_rows_refused=self._num_rows_refused,
             )
 
     def _apply(self, manifest: Manifest) -> None:
@@ -344,6 +346,8 @@ class Shard:
             name = type(error).__name__ if isinstance(error, ParamServerError) else BadBlobError.__name__
             with self._counters:
                 self._refused[name] = self._refused.get(name, 0) + 1
+                if isinstance(error.__cause__, NotFiniteError):
+                    self._num_rows_refused += error.__cause__.num_rows
             raise
 
 

@@ -181,6 +181,7 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
             memory_bytes=state.memory_bytes,
             num_left_out=state.num_left_out,
             num_cut_off=state.num_cut_off,
+            num_rows_refused=state.num_rows_refused,
             refused=state.refused,
         )
 

@@ -33,6 +33,8 @@ class ShardState:
     """Subscribers that fell too far behind."""
     refused: dict[str, int] = field(default_factory=dict)
     """What writers sent and this shard refused, by the error's name."""
+    num_rows_refused: int = 0
+    """Rows that were not finite; the version that brought them was refused with them."""
 
 
 @dataclass(frozen=True, slots=True)

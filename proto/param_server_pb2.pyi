@@ -184,7 +184,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ShardStatus(_message.Message):
-    __slots__ = ("head", "num_versions", "num_full", "num_delta", "num_rows", "bytes_published", "num_subscribers", "fenced_generation", "damage", "subscribers", "shard", "num_shards", "num_snapshots", "memory_bytes", "num_left_out", "num_cut_off", "refused")
+    __slots__ = ("head", "num_versions", "num_full", "num_delta", "num_rows", "bytes_published", "num_subscribers", "fenced_generation", "damage", "subscribers", "shard", "num_shards", "num_snapshots", "memory_bytes", "num_left_out", "num_cut_off", "refused", "num_rows_refused")
     class RefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -209,6 +209,7 @@ class ShardStatus(_message.Message):
     NUM_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     NUM_CUT_OFF_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_REFUSED_FIELD_NUMBER: _ClassVar[int]
     head: Version
     num_versions: int
     num_full: int
@@ -226,7 +227,8 @@ class ShardStatus(_message.Message):
     num_left_out: int
     num_cut_off: int
     refused: _containers.ScalarMap[str, int]
-    def __init__(self, head: _Optional[_Union[Version, _Mapping]] = ..., num_versions: _Optional[int] = ..., num_full: _Optional[int] = ..., num_delta: _Optional[int] = ..., num_rows: _Optional[int] = ..., bytes_published: _Optional[int] = ..., num_subscribers: _Optional[int] = ..., fenced_generation: _Optional[int] = ..., damage: _Optional[_Iterable[str]] = ..., subscribers: _Optional[_Iterable[str]] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., num_snapshots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., num_left_out: _Optional[int] = ..., num_cut_off: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    num_rows_refused: int
+    def __init__(self, head: _Optional[_Union[Version, _Mapping]] = ..., num_versions: _Optional[int] = ..., num_full: _Optional[int] = ..., num_delta: _Optional[int] = ..., num_rows: _Optional[int] = ..., bytes_published: _Optional[int] = ..., num_subscribers: _Optional[int] = ..., fenced_generation: _Optional[int] = ..., damage: _Optional[_Iterable[str]] = ..., subscribers: _Optional[_Iterable[str]] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., num_snapshots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., num_left_out: _Optional[int] = ..., num_cut_off: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., num_rows_refused: _Optional[int] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
     __slots__ = ("version", "ready", "age_ms", "num_rows", "num_predictions", "num_unknown_ids", "applied", "num_reloads", "num_refused_requests", "last_refusal", "pinned", "channel", "promoted", "num_row_bytes", "num_rows_over_budget", "num_rows_expired", "num_rows_other_shard", "num_moves_back", "num_rows_refused")

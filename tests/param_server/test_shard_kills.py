@@ -66,7 +66,7 @@ def subscribed_rows(address: str, head) -> dict[int, bytes]:
     channel = open_channel(address)
     stub = param_server_pb2_grpc.ParamServerStub(channel)
     stream = stub.Subscribe(param_server_pb2.SubscribeRequest(replica="t", held=to_message(None)), timeout=60)
-    store: RowStore[None] = RowStore()
+    store = RowStore()
     for received in receive_versions(stream, shared={}):
         manifest = received.manifest
         rows = [read_segment(manifest.version, one, received.blobs[one.name]) for one in manifest.rows_blobs]

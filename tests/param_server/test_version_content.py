@@ -62,7 +62,7 @@ def segment(rows: dict[int, np.ndarray], deletes=(), *, table: str = "t", scores
 
 def content(shard: Shard, version: Version) -> dict[str, dict[int, bytes]]:
     """What a reader that begins anew holds at a version."""
-    store: RowStore[None] = RowStore()
+    store = RowStore()
     chain = shard.log.chain_to(version)
     for manifest in chain:
         rows = [one for _, _, one in segments_of([manifest], shard.log.read_blob)]
