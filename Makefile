@@ -1,6 +1,7 @@
 # make run    the whole path on this machine, embedded broker included; ARGS="--seconds 30" passes options on
 # make test   every test but the slow ones        make test-slow   the slow ones
 # make check  lint, types and tests: what CI runs  make proto      regenerate the protobuf code
+# make fuzz   hunt in the decoders of bytes from outside; ARGS="segment --runs 1000000"
 # make chaos  the fault campaign: any kill, the same model; ARGS="--kills 200 --seed 7"
 # make env    only the environment: pinned, CPU by default; a second call reuses it
 #
@@ -15,7 +16,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(DEVICE)
 
-.PHONY: run test test-slow chaos check lint types proto env clean
+.PHONY: run test test-slow fuzz chaos check lint types proto env clean
 
 run: $(READY)
 	$(BIN)/python -m trainer run $(if $(findstring --preset,$(ARGS))$(findstring --config,$(ARGS))$(findstring --data,$(ARGS)),,--preset quickstart) $(ARGS)
@@ -25,6 +26,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -43,7 +43,7 @@ class Ours:
     """param_server.RowStore, touched in this place alone. An upsert is a whole delta version."""
 
     def __init__(self, folder: Path) -> None:
-        self._store: RowStore[None] = RowStore()
+        self._store = RowStore()
 
     def fill(self, keys_N: Keys, rows_ND: Rows) -> None:
         self._apply("full", keys_N, rows_ND)

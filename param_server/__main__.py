@@ -2,7 +2,13 @@
 
 python -m param_server shard --address 127.0.0.1:0 --log-dir DIR
 python -m param_server replica --shard ADDRESS --address 127.0.0.1:0
+python -m param_server replica --log-dir URL --address 127.0.0.1:0
 python -m param_server status ADDRESS
+python -m param_server rollback ADDRESS VERSION
+python -m param_server log ls|verify|show|diff|gc LOG_DIR ...
+python -m param_server pin REPLICA VERSION|--off
+python -m param_server promote SHARD VERSION
+python -m param_server rules simulate --synthetic 1000000 --rules everything --rules paddle_ctr
 """
 
 from __future__ import annotations
@@ -17,11 +23,25 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
-from param_server.errors import ParamServerError
+from param_server import (
+    log_commands,
+    operator_commands,
+    rules_command,
+    security_arguments,
+    shard_process,
+)
+from param_server.errors import ConfigError, ParamServerError
+from param_server.manifest import Version
+from param_server.security import ClientSecurity, ServerSecurity
+from param_server.serving_config import ServingConfig
+
+if TYPE_CHECKING:
+    from param_server.sources import VersionSource
 
 STOP_GRACE_S = 2.0
 
@@ -30,29 +50,45 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m param_server", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     shard = commands.add_parser("shard", help="keep the version log and stream it to replicas")
-    shard.add_argument("--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any")
-    shard.add_argument("--log-dir", type=Path, required=True, help="folder of the version log")
-    shard.add_argument("--keep-full", type=int, default=2, help="full versions kept in the log")
-    shard.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
-    replica = commands.add_parser("replica", help="follow a shard and answer predictions")
-    replica.add_argument("--shard", required=True, help="the shard's host:port")
+    shard_process.add_options(shard)
+    replica = commands.add_parser("replica", help="follow a shard, or its log, and answer predictions")
+    versions_from = replica.add_mutually_exclusive_group(required=True)
+    versions_from.add_argument("--shard", help="the shard's host:port")
+    versions_from.add_argument("--log-dir", help="read the log itself: a folder, or scheme://... (fsspec)")
     replica.add_argument("--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any")
     replica.add_argument("--name", default="replica", help="shown by the shard")
+    replica.add_argument("--channel", choices=("canary", "stable"), default="canary")
+    replica.add_argument("--pin", default="", help="start at this version and stay there")
+    replica.add_argument("--serving-config", type=Path, help="TOML: row format, memory, lifetimes")
     replica.add_argument("--stale-after-s", type=int, default=0, help="not ready beyond it; 0 = never")
     replica.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
     status = commands.add_parser("status", help="show the state of a shard or a replica")
     status.add_argument("address")
+    operator_commands.add_parsers(commands)
+    rules_command.add_parser(commands)
+    log_commands.add_commands(commands.add_parser("log", help="look into a version log, or tidy it"))
+    for name in ("shard", "replica", "status", "pin", "promote", "rollback"):
+        security_arguments.add_arguments(commands.choices[name])
+    security_arguments.add_shard_token(replica)
     arguments = parser.parse_args(argv)
     # Standard output belongs to `status`; logs go beside it.
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
+        if arguments.command == "rules":
+            rules_command.run(arguments)
+            return 0
+        if arguments.command == "log":
+            return log_commands.run(arguments)
+        security = security_arguments.read_security(arguments, os.environ)
         if arguments.command == "shard":
-            run_shard(arguments)
+            run_shard(arguments, security)
         elif arguments.command == "replica":
-            run_replica(arguments)
+            run_replica(arguments, security)
+        elif arguments.command == "status":
+            show_status(arguments.address, security)
         else:
-            show_status(arguments.address)
+            operator_commands.run(arguments, security)
     except ParamServerError as error:
         sys.stderr.write(f"param_server {arguments.command}: {error}\n")
         return 1
@@ -63,26 +99,35 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run_shard(arguments: argparse.Namespace) -> None:
-    from param_server.shard import SERVER_THREADS, ShardServicer
+def run_shard(arguments: argparse.Namespace, security: ServerSecurity) -> None:
+    from param_server.history_service import HistoryServicer
+    from param_server.shard_service import SERVER_THREADS, ShardServicer
     from param_server.transport import open_server
-    from param_server.version_log import VersionLog
     from proto import param_server_pb2_grpc
 
     stop = stop_on_signals()
-    server, address = open_server(arguments.address, num_threads=SERVER_THREADS)
-    log = VersionLog(arguments.log_dir, keep_full=arguments.keep_full)
-    servicer = ShardServicer(log)
+    server, address = open_server(arguments.address, num_threads=SERVER_THREADS, security=security)
+    shard = shard_process.open_shard(arguments)
+    servicer = ShardServicer(shard, clock_ms=wall_clock_ms)
     param_server_pb2_grpc.add_ParamServerServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    history = HistoryServicer(shard.log)
+    param_server_pb2_grpc.add_HistoryServicer_to_server(history, server)  # type: ignore[no-untyped-call]
     server.start()
+    beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="maintain")
+    maintaining = beside.submit(shard_process.maintain, shard, stop)
+    # An error that it does not expect ends the process: it must not go on unmaintained.
+    maintaining.add_done_callback(lambda _: stop.set())
     announce(arguments.ready_file, address)
     stop.wait()
     servicer.stop()
     server.stop(STOP_GRACE_S).wait()
-    log.close()
+    wait([maintaining])
+    shard.log.close()
+    maintaining.result()
 
 
-def run_replica(arguments: argparse.Namespace) -> None:
+def run_replica(arguments: argparse.Namespace, security: ServerSecurity) -> None:
+    from param_server.follower import Follower
     from param_server.predict import warm_up
     from param_server.replica import Replica
     from param_server.replica_service import SERVER_THREADS, ReplicaService
@@ -90,35 +135,76 @@ def run_replica(arguments: argparse.Namespace) -> None:
     from proto import open_inference_pb2_grpc, param_server_pb2_grpc
 
     stop = stop_on_signals()
-    server, address = open_server(arguments.address, num_threads=SERVER_THREADS)
-    replica = Replica(shard_address=arguments.shard, name=arguments.name, clock_ms=wall_clock_ms)
-    service = ReplicaService(replica, stale_after_ms=1000 * arguments.stale_after_s, clock_ms=wall_clock_ms)
+    source = open_source(arguments, security)
+    replica = Replica(
+        clock_ms=wall_clock_ms,
+        config=read_serving_config(arguments.serving_config),
+        channel=arguments.channel,
+    )
+    if arguments.pin:
+        replica.pin(Version.parse(arguments.pin))
+    follower = Follower(replica, source, name=arguments.name)
+    server, address = open_server(arguments.address, num_threads=SERVER_THREADS, security=security)
+    service = ReplicaService(
+        replica,
+        stale_after_ms=1000 * arguments.stale_after_s,
+        clock_ms=wall_clock_ms,
+        pin=follower.pin,
+    )
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     param_server_pb2_grpc.add_ReplicaServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     server.start()
     warm_up()
-    follower = ThreadPoolExecutor(max_workers=1, thread_name_prefix="follow")
-    following = follower.submit(replica.follow)
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="follow")
+    following = pool.submit(follower.follow)
     # An error that `follow` does not expect ends the process instead of leaving a replica that ages.
     following.add_done_callback(lambda _: stop.set())
     announce(arguments.ready_file, address)
     stop.wait()
-    replica.stop()
+    follower.stop()
     wait([following])
     server.stop(STOP_GRACE_S).wait()
-    replica.close()
+    source.close()
     following.result()
 
 
-def show_status(address: str) -> None:
+def open_source(arguments: argparse.Namespace, security: ServerSecurity) -> VersionSource:
+    """Where a replica gets its versions from.
+
+    Raises: LogError if there is no log, AddressError, AccessError.
+    """
+    from param_server.log_reader import LogReader
+    from param_server.log_recovery import made_for
+    from param_server.sources import ShardSource, StoreSource
+    from param_server.stores import open_store
+
+    if arguments.shard is not None:
+        towards_shard = security_arguments.read_shard_security(arguments, os.environ, own=security)
+        return ShardSource(arguments.shard, name=arguments.name, security=towards_shard)
+    store = open_store(arguments.log_dir)
+    made_for(store)  # a folder that is no log would look like a log without a version, for ever
+    return StoreSource(LogReader(store))
+
+
+def read_serving_config(path: Path | None) -> ServingConfig:
+    """Raises: ConfigError naming the file and what is wrong in it."""
+    if path is None:
+        return ServingConfig()
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=ServingConfig)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def show_status(address: str, security: ClientSecurity) -> None:
     """Write the state of whatever listens at the address as JSON."""
     from param_server.client import ParamServerClient, ReplicaClient
 
     try:
-        with ParamServerClient(address, timeout_s=5.0) as shard:
+        with ParamServerClient(address, timeout_s=5.0, security=security) as shard:
             state: object = shard.status()
     except ParamServerError:
-        with ReplicaClient(address, timeout_s=5.0) as replica:
+        with ReplicaClient(address, timeout_s=5.0, security=security) as replica:
             state = replica.status()
     text = msgspec.json.format(msgspec.json.encode(state, enc_hook=str), indent=2)
     sys.stdout.write(text.decode() + "\n")

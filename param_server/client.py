@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import msgspec
 import numpy as np
 import numpy.typing as npt
+import structlog
 
-from param_server.blob_parts import from_message, split_blob
+from param_server.blob_parts import from_message, split_blob, to_message
 from param_server.errors import (
+    AccessError,
     AddressError,
     BadBlobError,
     ConflictError,
@@ -37,6 +40,7 @@ from param_server.manifest import (
     decode_manifest,
     encode_manifest,
 )
+from param_server.row_blobs import split_by_shard
 from param_server.rules import (
     NEVER_PUSHED_S,
     ChangedColumns,
@@ -46,6 +50,8 @@ from param_server.rules import (
     record_push,
 )
 from param_server.rules_config import RulesConfig
+from param_server.security import NO_SECURITY, ClientSecurity
+from param_server.shard_state import ShardState, VersionInfo
 from param_server.signature import (
     ServingSignature,
     SignatureFeature,
@@ -54,25 +60,19 @@ from param_server.signature import (
 )
 from param_server.transport import open_channel, translate
 from proto import open_inference_pb2_grpc, param_server_pb2, param_server_pb2_grpc
-from proto.row_segment import RowFormat, RowSegment, decode, encode, split
+from proto.row_segment import NotFiniteError, RowFormat, RowSegment, decode, encode, finite_rows, split
 from proto.tensor_blob import BlobError, crc32c, decode_tensors, encode_tensors
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class ShardState:
-    """A shard's answer to `status`."""
+class PulledRows:
+    """complete: no row has left the shard's memory, so an id that is missing does not exist."""
 
-    head: Version | None
-    fenced_generation: int
-    num_versions: int
-    num_full: int
-    num_delta: int
-    num_rows: int
-    bytes_published: int
-    num_subscribers: int
-    subscribers: tuple[str, ...]
-    """The names of the replicas that follow."""
-    damage: tuple[str, ...]
+    version: Version | None
+    segment: RowSegment
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,15 @@ class ReplicaState:
     last_refusal: str
     applied: tuple[tuple[Version, int], ...]
     """(version, unix milliseconds at which it became visible), oldest first."""
+    channel: str = "canary"
+    pinned: Version | None = None
+    promoted: Version | None = None
+    num_row_bytes: int = 0
+    num_rows_over_budget: int = 0
+    num_rows_expired: int = 0
+    num_rows_other_shard: int = 0
+    num_moves_back: int = 0
+    num_rows_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +113,12 @@ class Prediction:
 class _Connection:
     """A channel to one process, its errors in our words; a context manager."""
 
-    def __init__(self, address: str, *, name: str, timeout_s: float) -> None:
+    def __init__(
+        self, address: str, *, name: str, timeout_s: float, security: ClientSecurity = NO_SECURITY
+    ) -> None:
         self._where = f"{name} {address}"
         self._timeout_s = timeout_s
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, security)
 
     def close(self) -> None:
         self._channel.close()
@@ -134,9 +145,9 @@ class ParamServerClient(_Connection):
     bytes: both are idempotent. FencedError means that this writer is over.
     """
 
-    def __init__(self, address: str, timeout_s: float) -> None:
-        """Raises: AddressError unless the address is a loopback host:port."""
-        super().__init__(address, name="shard", timeout_s=timeout_s)
+    def __init__(self, address: str, timeout_s: float, *, security: ClientSecurity = NO_SECURITY) -> None:
+        """Raises: AddressError for an address beyond loopback without TLS, AccessError for TLS files."""
+        super().__init__(address, name="shard", timeout_s=timeout_s, security=security)
         self._stub: Any = param_server_pb2_grpc.ParamServerStub(self._channel)  # type: ignore[no-untyped-call]
 
     def open_generation(self, at_least: int) -> tuple[int, Version | None]:
@@ -160,18 +171,58 @@ class ParamServerClient(_Connection):
         Raises: FencedError, GapError (its parent is not the head), MissingBlobError (publish again),
             ConflictError, BadBlobError, ManifestError, UnavailableError.
         """
-        data = encode_manifest(manifest)
-        request = param_server_pb2.CommitRequest(manifest=data, crc32c=crc32c(data))
-        reply = self._call(self._stub.Commit, request)
+        reply = self._call(self._stub.Commit, _commit_request(manifest))
         return from_message(reply.head), reply.repeated_commit
+
+    def prepare(self, manifest: Manifest) -> dict[str, tuple[str, int]]:
+        """At a shard other than 0: its part of the version, checked: blob name -> (segment, offset).
+
+        Raises: what `commit` raises.
+        """
+        reply = self._call(self._stub.Prepare, _commit_request(manifest))
+        return {one.name: (one.segment, one.segment_offset) for one in reply.blobs}
+
+    def rollback(self, version: Version) -> Version:
+        """Commit a new version with an older one's content; returns the new one.
+
+        Raises: MissingBlobError if the log does not have the older one, GapError if it is the head.
+        """
+        request = param_server_pb2.RollbackRequest(version=to_message(version))
+        return from_message(self._call(self._stub.Rollback, request).head)
+
+    def versions(self) -> list[VersionInfo]:
+        """Everything that is in the log, oldest first."""
+        reply = self._call(self._stub.Versions, param_server_pb2.VersionsRequest())
+        return [
+            VersionInfo(
+                version=from_message(one.version),
+                parent=_version_or_none(one, "parent"),
+                kind=one.kind,
+                has_snapshot=one.has_snapshot,
+                num_rows=one.num_rows,
+                num_deletes=one.num_deletes,
+                num_bytes=one.num_bytes,
+                created_ms=one.created_ms,
+                rollback_of=_version_or_none(one, "rollback_of"),
+            )
+            for one in reply.versions
+        ]
 
     def pull(self, table: str, ids_N: npt.NDArray[np.int64]) -> tuple[Version | None, RowSegment]:
         """The newest rows of the ids that exist, in the order asked, doubled ids once."""
+        pulled = self.pull_rows(table, ids_N)
+        return pulled.version, pulled.segment
+
+    def pull_rows(self, table: str, ids_N: npt.NDArray[np.int64]) -> PulledRows:
+        """As `pull`, with the optimizer state, scores, last-seen and update counts that the versions carried
+        (0 for a row whose version did not), and with the word whether memory holds every row.
+        """
         request = param_server_pb2.PullRequest(table=table, ids=ids_N.astype("<i8").tobytes())
         reply = self._call(self._stub.Pull, request)
         if crc32c(reply.segment) != reply.crc32c:
             raise BadBlobError(f"{self._where}: pulled rows of table '{table}': wrong checksum")
-        return _version_or_none(reply, "version"), decode(reply.segment, where=self._where)
+        segment = decode(reply.segment, where=self._where)
+        return PulledRows(_version_or_none(reply, "version"), segment, not reply.incomplete)
 
     def status(self) -> ShardState:
         reply = self._call(self._stub.Status, param_server_pb2.StatusRequest())
@@ -186,22 +237,139 @@ class ParamServerClient(_Connection):
             num_subscribers=reply.num_subscribers,
             subscribers=tuple(reply.subscribers),
             damage=tuple(reply.damage),
+            shard=reply.shard,
+            num_shards=reply.num_shards,
+            num_snapshots=reply.num_snapshots,
+            memory_bytes=reply.memory_bytes,
+            num_left_out=reply.num_left_out,
+            num_cut_off=reply.num_cut_off,
+            refused=dict(reply.refused),
+            num_rows_refused=reply.num_rows_refused,
         )
+
+
+class ParamServerClients:
+    """A connection to every shard of one log, shard 0 first; with one address it is a ParamServerClient.
+
+    Rows go to the shard that owns their ids (`split_by_shard`); a commit is prepared at all shards and made
+    at shard 0. `publish` and `commit` are idempotent as they are for one shard.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str], timeout_s: float, *, security: ClientSecurity = NO_SECURITY
+    ) -> None:
+        """Raises: AddressError unless every address is a loopback host:port and there is one."""
+        if not addresses:
+            raise AddressError("expected the address of every shard, shard 0 first, found none")
+        self._clients = [ParamServerClient(address, timeout_s, security=security) for address in addresses]
+
+    @property
+    def num_shards(self) -> int:
+        return len(self._clients)
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open_generation(self, at_least: int) -> tuple[int, Version | None]:
+        """Fence every older writer, at shard 0 first, whose word counts.
+
+        Raises: ManifestError if the addresses are not the log's shards, in order.
+        """
+        for number, state in enumerate(self.status()):
+            if (state.shard, state.num_shards) != (number, self.num_shards):
+                raise ManifestError(
+                    f"address {number + 1} of {self.num_shards} is shard {state.shard} of "
+                    f"{state.num_shards}; name every shard once, shard 0 first"
+                )
+        generation, head = self._clients[0].open_generation(at_least)
+        for client in self._clients[1:]:
+            client.open_generation(at_least)
+        return generation, head
+
+    def publish(self, version: Version, blobs: Iterable[tuple[BlobRef, bytes]]) -> int:
+        """Stage blobs of one version, each at its shard; returns the bytes sent."""
+        by_shard: dict[int, list[tuple[BlobKind, str, bytes]]] = {}
+        for reference, data in blobs:
+            by_shard.setdefault(reference.shard, []).append((reference.kind, reference.name, data))
+        return sum(self._clients[shard].publish(version, one) for shard, one in sorted(by_shard.items()))
+
+    def commit(self, manifest: Manifest) -> tuple[Version, bool]:
+        """Make the version durable and visible, in three steps:
+
+          1. every shard but 0 checks its part and answers where it lies, durable
+          2. shard 0 creates the manifest, which names all places: now the version exists
+          3. the others take it over; one that does not answer does so by itself
+
+        Raises: what ParamServerClient.commit raises.
+        """
+        places: dict[str, tuple[str, int]] = {}
+        for client in self._clients[1:]:
+            places.update(client.prepare(manifest))
+        blobs = tuple(
+            msgspec.structs.replace(blob, segment=places[blob.name][0], segment_offset=places[blob.name][1])
+            if blob.name in places
+            else blob
+            for blob in manifest.blobs
+        )
+        head, repeated = self._clients[0].commit(msgspec.structs.replace(manifest, blobs=blobs))
+        for shard, client in enumerate(self._clients[1:], start=1):
+            try:
+                client.commit(manifest)
+            except UnavailableError as error:
+                log.info("a shard takes over later", shard=shard, version=str(head), reason=str(error))
+        return head, repeated
+
+    def rollback(self, version: Version) -> Version:
+        """Commit a new version with an older one's content; returns the new one. Shard 0 makes it.
+
+        Raises: what ParamServerClient.rollback raises.
+        """
+        return self._clients[0].rollback(version)
+
+    def versions(self) -> list[VersionInfo]:
+        """Everything that is in the log, oldest first."""
+        return self._clients[0].versions()
+
+    def status(self) -> list[ShardState]:
+        """Of every shard, in order."""
+        return [client.status() for client in self._clients]
 
 
 class ReplicaClient(_Connection):
     """One connection to a serving replica."""
 
-    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
-        """Raises: AddressError unless the address is a loopback host:port."""
-        super().__init__(address, name="replica", timeout_s=timeout_s)
+    def __init__(
+        self, address: str, timeout_s: float = 10.0, *, security: ClientSecurity = NO_SECURITY
+    ) -> None:
+        """Raises: AddressError for an address beyond loopback without TLS, AccessError for TLS files."""
+        super().__init__(address, name="replica", timeout_s=timeout_s, security=security)
         self._replica: Any = param_server_pb2_grpc.ReplicaStub(self._channel)  # type: ignore[no-untyped-call]
         self._inference: Any = open_inference_pb2_grpc.GRPCInferenceServiceStub(  # type: ignore[no-untyped-call]
             self._channel
         )
 
     def status(self) -> ReplicaState:
-        reply = self._call(self._replica.Status, param_server_pb2.StatusRequest())
+        return self._state(self._call(self._replica.Status, param_server_pb2.StatusRequest()))
+
+    def pin(self, version: Version) -> ReplicaState:
+        """Have the replica stay at a version, or go to it; `status` tells when it is there."""
+        request = param_server_pb2.PinRequest(version=to_message(version))
+        return self._state(self._call(self._replica.Pin, request))
+
+    def unpin(self) -> ReplicaState:
+        """Have the replica follow its channel again."""
+        return self._state(self._call(self._replica.Unpin, param_server_pb2.StatusRequest()))
+
+    def _state(self, reply: param_server_pb2.ReplicaStatus) -> ReplicaState:
         return ReplicaState(
             version=_version_or_none(reply, "version"),
             ready=reply.ready,
@@ -213,6 +381,15 @@ class ReplicaClient(_Connection):
             num_reloads=reply.num_reloads,
             last_refusal=reply.last_refusal,
             applied=tuple((from_message(one.version), one.visible_ms) for one in reply.applied),
+            channel=reply.channel,
+            pinned=_version_or_none(reply, "pinned"),
+            promoted=_version_or_none(reply, "promoted"),
+            num_row_bytes=reply.num_row_bytes,
+            num_rows_over_budget=reply.num_rows_over_budget,
+            num_rows_expired=reply.num_rows_expired,
+            num_rows_other_shard=reply.num_rows_other_shard,
+            num_moves_back=reply.num_moves_back,
+            num_rows_refused=reply.num_rows_refused,
         )
 
     def predict(self, inputs: dict[str, npt.NDArray[Any]]) -> Prediction:
@@ -230,9 +407,37 @@ class ReplicaClient(_Connection):
         )
 
 
+class HistoryClient(_Connection):
+    """One connection to a shard, for what is promoted on the stable channel."""
+
+    def __init__(
+        self, address: str, timeout_s: float = 10.0, *, security: ClientSecurity = NO_SECURITY
+    ) -> None:
+        """Raises: AddressError for an address beyond loopback without TLS, AccessError for TLS files."""
+        super().__init__(address, name="shard", timeout_s=timeout_s, security=security)
+        self._history: Any = param_server_pb2_grpc.HistoryStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def promote(self, version: Version) -> Version | None:
+        """Name the version that the stable channel answers from; durable when this returns.
+
+        Raises: MissingBlobError if the log cannot replay it.
+        """
+        request = param_server_pb2.PromoteRequest(version=to_message(version))
+        return _version_or_none(self._call(self._history.Promote, request), "version")
+
+    def promoted(self) -> Version | None:
+        reply = self._call(self._history.Promoted, param_server_pb2.StatusRequest())
+        return _version_or_none(reply, "version")
+
+
 def _parts(version: Version, blobs: Iterable[tuple[BlobKind, str, bytes]]) -> Iterator[param_server_pb2.Blob]:
     for kind, name, data in blobs:
         yield from split_blob(version, kind, name, data)
+
+
+def _commit_request(manifest: Manifest) -> param_server_pb2.CommitRequest:
+    data = encode_manifest(manifest)
+    return param_server_pb2.CommitRequest(manifest=data, crc32c=crc32c(data))
 
 
 def _version_or_none(message: Any, field: str) -> Version | None:
@@ -243,24 +448,31 @@ def _version_or_none(message: Any, field: str) -> Version | None:
 
 __all__ = [
     "NEVER_PUSHED_S",
+    "NO_SECURITY",
+    "AccessError",
     "AddressError",
     "BadBlobError",
     "BlobError",
     "BlobKind",
     "BlobRef",
     "ChangedColumns",
+    "ClientSecurity",
     "ConflictError",
     "Decision",
     "FencedError",
     "GapError",
+    "HistoryClient",
     "LimitError",
     "Manifest",
     "ManifestError",
     "ManifestPosition",
     "MissingBlobError",
+    "NotFiniteError",
     "ParamServerClient",
+    "ParamServerClients",
     "ParamServerError",
     "Prediction",
+    "PulledRows",
     "Reason",
     "ReplicaClient",
     "ReplicaState",
@@ -273,6 +485,7 @@ __all__ = [
     "SignatureFeature",
     "UnavailableError",
     "Version",
+    "VersionInfo",
     "blob_ref",
     "content_name",
     "crc32c",
@@ -285,6 +498,8 @@ __all__ = [
     "encode_manifest",
     "encode_signature",
     "encode_tensors",
+    "finite_rows",
     "record_push",
     "split",
+    "split_by_shard",
 ]

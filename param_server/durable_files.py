@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 
-TEMPORARY_PREFIX = "."
-_number = itertools.count()
 
+def write_durable(path: Path, data: bytes, *, temporary: Path) -> None:
+    """Give `path` this content at once; its name is durable after fsync_directory on its parent.
 
-def write_durable(path: Path, data: bytes) -> None:
-    """Give `path` this content at once; its name is durable after fsync_directory on its parent."""
-    temporary = _write_temporary(path, data)
+    Args: temporary: a free name in the same folder.
+    """
+    _write(temporary, data)
     os.replace(temporary, path)
 
 
-def create_durable(path: Path, data: bytes) -> None:
+def create_durable(path: Path, data: bytes, *, temporary: Path) -> None:
     """Create `path` with this content, durably, in one step.
 
     Raises: FileExistsError if it is there already; then nothing has changed.
     """
-    temporary = _write_temporary(path, data)
+    _write(temporary, data)
     try:
         # A rename would replace silently; a link refuses.
         os.link(temporary, path)
@@ -39,19 +38,24 @@ def fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def remove_directory(directory: Path) -> None:
-    """Remove a folder of plain files; one that is not there is fine."""
-    if not directory.is_dir():
+def make_directories(directory: Path) -> None:
+    """Make a folder and those above it, each name durable; those that are there are fine."""
+    if directory.is_dir():
         return
-    for path in directory.iterdir():
-        path.unlink(missing_ok=True)
-    directory.rmdir()
+    make_directories(directory.parent)
+    try:
+        os.mkdir(directory)
+    except FileExistsError:
+        return
+    fsync_directory(directory.parent)
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{next(_number)}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
+def _write(temporary: Path, data: bytes) -> None:
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk must get its room back
+        raise

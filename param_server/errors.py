@@ -3,8 +3,10 @@
 ParamServerError
 ├── AddressError       an address cannot be bound or may not be used
 ├── ManifestError      a manifest is malformed or contradicts itself
-├── LogError           the log's directory is not usable
-│   └── LogDamageError   a committed file is torn, rotten or missing
+├── LogError           the log's store is not usable
+│   ├── LogDamageError   a committed record is torn, rotten or missing
+│   ├── StoreExistsError  an object that is to be created is there already
+│   └── StoreMissingError an object is not in the store
 ├── FencedError        a newer generation has been opened: this writer must stop
 ├── GapError           a version does not follow the head
 ├── ConflictError      the same version or blob was committed with other content
@@ -13,6 +15,9 @@ ParamServerError
 ├── LimitError         a bound on size or number would be passed
 ├── RequestError       a prediction request is wrong: the message names the input
 ├── UnknownModelError  the replica serves another model
+├── AccessError        a credential is missing, wrong or unreadable
+├── ConfigError        a configuration file or argument is wrong
+├── RulesError         rules, or updates to try them on, cannot be read
 └── UnavailableError   the other side is not there (yet); trying again can help
 """
 
@@ -36,6 +41,14 @@ class LogError(ParamServerError):
 
 
 class LogDamageError(LogError):
+    pass
+
+
+class StoreExistsError(LogError):
+    pass
+
+
+class StoreMissingError(LogError):
     pass
 
 
@@ -68,6 +81,18 @@ class RequestError(ParamServerError):
 
 
 class UnknownModelError(ParamServerError):
+    pass
+
+
+class AccessError(ParamServerError):
+    pass
+
+
+class ConfigError(ParamServerError):
+    pass
+
+
+class RulesError(ParamServerError):
     pass
 
 

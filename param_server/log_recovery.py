@@ -1,24 +1,17 @@
 """Recovery of the version log: keep what is whole, put aside what is broken, name every difference.
 
-What an interrupted process leaves behind (temporary files, blobs without a manifest, deltas whose full
-version retention has dropped) is removed. What was committed and is now torn, rotten or missing is
-damage: it is moved to damaged/ and reported, and the head falls back to the newest version that can
-still be loaded whole.
+What an interrupted process leaves behind (a record without a manifest, deltas whose full version
+retention has dropped) is no damage. What was committed and is now torn, rotten or missing is: its
+manifest is set aside and reported, and the head falls back to the newest version that can still be loaded
+whole.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from param_server.durable_files import (
-    TEMPORARY_PREFIX,
-    fsync_directory,
-    remove_directory,
-    write_durable,
-)
-from param_server.errors import LogError, ManifestError
+from param_server.errors import LogError, ManifestError, StoreExistsError, StoreMissingError
+from param_server.log_records import read_record
 from param_server.manifest import (
     MANIFEST_BYTES_MAX,
     SHARED_KINDS,
@@ -26,175 +19,277 @@ from param_server.manifest import (
     Manifest,
     Version,
     decode_manifest,
+    encode_manifest,
 )
+from param_server.stores import Store
 from proto.tensor_blob import crc32c
 
 _SEAL_BYTES = 9
-"""A manifest file begins with the CRC32C of the rest in eight hex digits and a newline."""
+"""A manifest object begins with the CRC32C of the rest in eight hex digits and a newline."""
+POSITION_DIGITS = 12
+MANIFESTS, SNAPSHOTS, CONTENT = "manifests/", "snapshots/", "content/"
+GENERATION, SHARDS = "generation", "shards"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One version in the log. Positions count commits and leave no hole."""
+
+    position: int
+    manifest: Manifest
+    snapshot: Manifest | None = None
+    """The whole content of the same version, where a snapshot of it was made."""
+
+    @property
+    def base(self) -> Manifest | None:
+        """What a reader that holds nothing can begin with; None: it must begin earlier."""
+        return self.manifest if self.manifest.kind == "full" else self.snapshot
 
 
 @dataclass
 class Recovered:
-    """manifests: oldest first, each loadable from the full version before it."""
+    """entries: oldest first, each loadable from the newest base at or before it."""
 
-    manifests: dict[Version, Manifest]
+    entries: list[Entry]
     fenced_generation: int
     damage: list[str] = field(default_factory=list)
 
 
-def seal_manifest(data: bytes) -> bytes:
+def position_name(folder: str, position: int) -> str:
+    return f"{folder}{position:0{POSITION_DIGITS}d}"
+
+
+def positions_in(store: Store, folder: str) -> list[int]:
+    """In order; what has no position's name is not looked at."""
+    texts = (name[len(folder) :] for name in store.list(folder))
+    return [int(text) for text in texts if _is_position(text)]
+
+
+def _is_position(text: str) -> bool:
+    return text.isdigit() and len(text) == POSITION_DIGITS
+
+
+def seal_manifest(manifest: Manifest) -> bytes:
+    data = encode_manifest(manifest)
     return b"%08x\n" % crc32c(data) + data
 
 
-def recover(directory: Path) -> Recovered:
-    """Read a log's folder and leave in it exactly the versions that are returned.
+def read_manifest(store: Store, name: str) -> Manifest:
+    """Raises: ManifestError if the object is torn or rotten, StoreMissingError."""
+    where = f"object {name}"
+    sealed = store.read(name, num_bytes=MANIFEST_BYTES_MAX + _SEAL_BYTES + 1)
+    data = sealed[_SEAL_BYTES:]
+    if len(data) > MANIFEST_BYTES_MAX or sealed[:_SEAL_BYTES] != b"%08x\n" % crc32c(data):
+        raise ManifestError(f"{where}: its checksum differs; it is torn or rotten")
+    return decode_manifest(data, where=where)
 
-    Raises: LogError if the folder cannot be read or written.
-    """
+
+def read_generation(store: Store, damage: list[str]) -> int:
+    """The generation that was opened last; 0: none was, or `damage` says why it is not known."""
     try:
-        return _recover(directory)
-    except OSError as error:
-        raise LogError(f"log {directory}: cannot be recovered ({error})") from error
-
-
-def _recover(directory: Path) -> Recovered:
-    damage: list[str] = []
-    generation = _read_generation(directory, damage)
-    found, unreadable = _read_manifests(directory, damage)
-    kept: dict[Version, Manifest] = {}
-    lost: list[Version] = list(unreadable)
-    for version, manifest in sorted(found.items()):
-        problem = _problem(directory, manifest)
-        follows = manifest.kind == "full" or manifest.parent == next(reversed(kept), None)
-        if problem is None and follows:
-            kept[version] = manifest
-        elif problem is not None:
-            damage.append(f"version {version}: {problem}")
-            lost.append(version)
-        elif not kept and not lost:
-            _drop(directory, version)  # retention was interrupted: its full version is gone already
-        else:
-            damage.append(f"version {version}: its parent {manifest.parent} cannot be loaded")
-            lost.append(version)
-    for version in lost:
-        _put_aside(directory, version)
-    seen = max((version.generation for version in [*kept, *lost]), default=0)
-    head = next(reversed(kept), None)
-    fenced = max(generation, seen)
-    if any(head is None or version > head for version in lost):
-        # A writer that went on with the old generation would use lost version numbers a second time.
-        fenced += 1
-        write_durable(directory / "generation", f"{fenced}\n".encode())
-        damage.append(f"the head fell back to {head}; writers need a generation from {fenced} on")
-    _remove_leftovers(directory, kept)
-    for name in ("manifests", "versions", "content", "damaged", "."):
-        fsync_directory(directory / name)
-    return Recovered(manifests=kept, fenced_generation=fenced, damage=damage)
-
-
-def _read_generation(directory: Path, damage: list[str]) -> int:
-    try:
-        text = (directory / "generation").read_bytes()
-    except FileNotFoundError:
+        text = store.read(GENERATION, num_bytes=64)
+    except StoreMissingError:
         return 0
     if not text.rstrip(b"\n").isdigit() or len(text) > 20:
-        damage.append(f"file generation: expected a number, found {text[:40]!r}; the manifests decide")
+        damage.append(f"object generation: expected a number, found {text[:40]!r}; the manifests decide")
         return 0
     return int(text)
 
 
-def _read_manifests(directory: Path, damage: list[str]) -> tuple[dict[Version, Manifest], list[Version]]:
-    found: dict[Version, Manifest] = {}
-    unreadable: list[Version] = []
-    for path in sorted((directory / "manifests").iterdir()):
-        if path.name.startswith(TEMPORARY_PREFIX):
-            path.unlink()
-            continue
-        try:
-            version = Version.parse(path.name)
-        except ManifestError:
-            damage.append(f"file manifests/{path.name}: not the name of a version")
-            os.replace(path, directory / "damaged" / f"manifest-{path.name}")
-            continue
-        try:
-            found[version] = read_manifest_file(path, version)
-        except ManifestError as error:
-            damage.append(str(error))
-            unreadable.append(version)
-    return found, unreadable
+def made_for(store: Store) -> int:
+    """How many shards share the log. Raises: StoreMissingError if there is no log, LogError."""
+    found = store.read(SHARDS, num_bytes=64).rstrip(b"\n")
+    if not found.isdigit():
+        raise LogError(f"object {SHARDS}: expected a number, found {found[:40]!r}")
+    return int(found)
 
 
-def read_manifest_file(path: Path, version: Version) -> Manifest:
-    """Raises: ManifestError if the file is torn, rotten or another version's."""
-    where = f"manifest {version}"
-    if path.stat().st_size > MANIFEST_BYTES_MAX + _SEAL_BYTES:
-        raise ManifestError(f"{where}: at most {MANIFEST_BYTES_MAX} bytes are allowed")
-    sealed = path.read_bytes()
-    data = sealed[_SEAL_BYTES:]
-    if sealed != seal_manifest(data):
-        raise ManifestError(f"{where}: its checksum differs; the file is torn or rotten")
-    manifest = decode_manifest(data, where=where)
-    if manifest.version != version:
-        raise ManifestError(f"{where}: the file holds version {manifest.version}")
-    return manifest
+def check_num_shards(store: Store, num_shards: int) -> None:
+    """Rows lie with the shard that owns them, so a log keeps the number of shards it was made with.
+
+    Raises: LogError if it was made for another number.
+    """
+    try:
+        store.create(SHARDS, f"{num_shards}\n".encode())
+    except StoreExistsError:
+        if made_for(store) != num_shards:
+            raise LogError(
+                f"this log was made for {made_for(store)} shards, not for {num_shards}: begin a new log and "
+                "publish a full version there"
+            ) from None
 
 
-def blob_path(directory: Path, version: Version, *, kind: str, name: str) -> Path:
-    if kind in SHARED_KINDS:
-        return directory / "content" / name
-    return directory / "versions" / str(version) / name
-
-
-def blob_problem(data: bytes | None, blob: BlobRef) -> str | None:
-    """What is wrong with the bytes read for a blob; None: they are what was committed."""
-    if data is None:
-        return f"blob '{blob.name}': the file is missing"
+def read_blob_of(store: Store, version: Version, blob: BlobRef) -> tuple[bytes | memoryview | None, str]:
+    """The bytes of a blob that a manifest names, checked, and "" or what is wrong with them."""
+    if blob.kind not in SHARED_KINDS:
+        return read_record(store, version, blob)
+    try:
+        data = store.read(CONTENT + blob.name, num_bytes=blob.num_bytes + 1)
+    except StoreMissingError:
+        return None, f"blob '{blob.name}': the object is missing"
     if len(data) != blob.num_bytes or crc32c(data) != blob.crc32c:
-        return (
+        return None, (
             f"blob '{blob.name}': expected {blob.num_bytes} bytes with CRC32C {blob.crc32c:08x}, "
             f"found {len(data)} with {crc32c(data):08x}"
         )
-    return None
+    return data, ""
 
 
-def _problem(directory: Path, manifest: Manifest) -> str | None:
-    for blob in manifest.blobs:
-        path = blob_path(directory, manifest.version, kind=blob.kind, name=blob.name)
-        problem = blob_problem(path.read_bytes() if path.is_file() else None, blob)
-        if problem is not None:
-            return problem
-    return None
+def recover(store: Store, *, repair: bool) -> Recovered:
+    """Read a log and, with `repair`, leave in it exactly the versions that are returned.
 
-
-def _put_aside(directory: Path, version: Version) -> None:
-    """Keep what is left of a broken version for a human; a second damage of one name replaces the first."""
-    for source, name in (
-        (directory / "manifests" / str(version), f"manifest-{version}"),
-        (directory / "versions" / str(version), f"blobs-{version}"),
-    ):
-        target = directory / "damaged" / name
-        if source.exists():
-            remove_directory(target)
-            os.replace(source, target)
-
-
-def _drop(directory: Path, version: Version) -> None:
-    (directory / "manifests" / str(version)).unlink()
-    remove_directory(directory / "versions" / str(version))
-
-
-def _remove_leftovers(directory: Path, kept: dict[Version, Manifest]) -> None:
-    """What was never committed, or is no longer named."""
-    names = {str(version) for version in kept}
-    for path in (directory / "versions").iterdir():
-        if path.name not in names:
-            remove_directory(path)
+    Args: repair: only for the coordinating shard; without it nothing in the store changes, and what
+        retention removes meanwhile is no damage.
+    Raises: LogError if the store cannot be read or written.
+    """
+    damage: list[str] = []
+    generation = read_generation(store, damage)
+    found, unreadable = _read_all(store, MANIFESTS, damage)
+    snapshots, bad_snapshots = _read_all(store, SNAPSHOTS, damage)
+    checker = _Checker(store)
+    kept: list[Entry] = []
+    lost: list[int] = list(unreadable)
+    dropped: list[int] = []
+    for position, manifest in found.items():
+        notes: list[str] = []
+        snapshot = _snapshot_of(manifest, snapshots.get(position), checker, notes)
+        problem = checker.problem(manifest)
+        if (problem or notes) and not _is_there(store, position):
+            # Beside a live coordinator: retention took it while it was read, and all before it.
+            kept.clear()
+            continue
+        damage += notes
+        if problem and snapshot is not None:
+            damage.append(f"version {manifest.version}: {problem}; its snapshot stands in for it")
+            manifest, problem = snapshot, ""
+        entry = Entry(position, manifest, snapshot)
+        follows = bool(kept) and kept[-1].manifest.version == manifest.parent
+        if not problem and (entry.base is not None or follows):
+            kept.append(entry)
+        elif problem:
+            damage.append(f"version {manifest.version}: {problem}")
+            lost.append(position)
+        elif not kept and not lost:
+            dropped.append(position)  # retention was interrupted: its full version is gone already
         else:
-            blobs = {blob.name for blob in kept[Version.parse(path.name)].blobs}
-            for stray in [one for one in path.iterdir() if one.name not in blobs]:
-                stray.unlink()
-    named = {blob.name for manifest in kept.values() for blob in manifest.blobs}
-    for folder, keep in (("content", named), (".", {"generation", "lock"})):
-        for path in (directory / folder).iterdir():
-            if path.is_file() and path.name not in keep:
-                path.unlink()
+            damage.append(f"version {manifest.version}: its parent {manifest.parent} cannot be loaded")
+            lost.append(position)
+    seen = [found[position].version for position in [*lost, *dropped] if position in found]
+    seen += [entry.manifest.version for entry in kept]
+    fenced = max([generation, *(version.generation for version in seen)])
+    if any(not kept or position > kept[-1].position for position in lost):
+        # A writer that went on with the old generation would use lost version numbers a second time.
+        fenced += 1
+        head = kept[-1].manifest.version if kept else None
+        damage.append(f"the head fell back to {head}; writers need a generation from {fenced} on")
+        if repair:
+            store.replace(GENERATION, f"{fenced}\n".encode())
+    if repair:
+        stray = set(snapshots) - {entry.position for entry in kept if entry.snapshot is not None}
+        _repair(store, kept, lost=lost, dropped=dropped, snapshots=sorted({*stray, *bad_snapshots}))
+        _put_segments_aside(store, checker.bad_segments, kept)
+    return Recovered(entries=kept, fenced_generation=fenced, damage=damage)
+
+
+def _is_there(store: Store, position: int) -> bool:
+    try:
+        store.size(position_name(MANIFESTS, position))
+    except StoreMissingError:
+        return False
+    return True
+
+
+class _Checker:
+    """Reads every record that a manifest names; a program that many versions name is read once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._shared: dict[str, str] = {}
+        self.bad_segments: set[str] = set()
+
+    def problem(self, manifest: Manifest) -> str:
+        """What is wrong with a version's blobs; "": nothing."""
+        for blob in manifest.blobs:
+            if blob.kind in SHARED_KINDS:
+                if blob.name not in self._shared:
+                    _, self._shared[blob.name] = read_blob_of(self._store, manifest.version, blob)
+                problem = self._shared[blob.name]
+            else:
+                _, problem = read_blob_of(self._store, manifest.version, blob)
+                if problem:
+                    self.bad_segments.add(blob.segment)
+            if problem:
+                return problem
+        return ""
+
+
+def _read_all(store: Store, folder: str, damage: list[str]) -> tuple[dict[int, Manifest], list[int]]:
+    """Manifests by position, in order, and the positions of those that cannot be read."""
+    found: dict[int, Manifest] = {}
+    unreadable: list[int] = []
+    for name in store.list(folder):
+        text = name[len(folder) :]
+        if not _is_position(text):
+            damage.append(f"object {name}: not the name of a position; it is left alone")
+            continue
+        try:
+            found[int(text)] = read_manifest(store, name)
+        except StoreMissingError:
+            continue  # retention took it since it was listed
+        except ManifestError as error:
+            damage.append(str(error))
+            unreadable.append(int(text))
+    return found, unreadable
+
+
+def _snapshot_of(
+    manifest: Manifest, snapshot: Manifest | None, checker: _Checker, damage: list[str]
+) -> Manifest | None:
+    """The snapshot at a version's position, if it is that version's and whole."""
+    if snapshot is None:
+        return None
+    problem = checker.problem(snapshot)
+    if snapshot.version != manifest.version or snapshot.kind != "full":
+        problem = f"it is {snapshot.kind} and of version {snapshot.version}"
+    if problem:
+        damage.append(f"snapshot of version {manifest.version}: {problem}")
+        return None
+    return snapshot
+
+
+def _repair(
+    store: Store, kept: list[Entry], *, lost: list[int], dropped: list[int], snapshots: list[int]
+) -> None:
+    for position in lost:
+        store.set_aside(position_name(MANIFESTS, position))
+    for position in dropped:
+        store.delete(position_name(MANIFESTS, position))
+    first = kept[0].position if kept else 0
+    for position in snapshots:
+        name = position_name(SNAPSHOTS, position)
+        if position < first:
+            store.delete(name)  # retention was interrupted
+        else:
+            store.set_aside(name)
+
+
+def _put_segments_aside(store: Store, bad: set[str], kept: list[Entry]) -> None:
+    """Damaged segments that no whole version needs; the others stay until nothing names them."""
+    named = named_segments(kept)
+    for name in sorted(bad - named):
+        try:
+            store.set_aside(name)
+        except StoreMissingError:
+            continue  # that it is missing is the damage
+
+
+def named_segments(entries: list[Entry]) -> set[str]:
+    """Every segment that a version or snapshot needs."""
+    manifests = [entry.manifest for entry in entries]
+    manifests += [entry.snapshot for entry in entries if entry.snapshot is not None]
+    return {blob.segment for manifest in manifests for blob in manifest.blobs if blob.segment}
+
+
+def named_content(entries: list[Entry]) -> set[str]:
+    """Every program and signature that a version needs."""
+    return {blob.name for entry in entries for blob in entry.manifest.blobs if blob.kind in SHARED_KINDS}

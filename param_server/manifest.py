@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 MANIFEST_BYTES_MAX = 4 << 20
 ROWS_BLOB_BYTES_MAX = 4 << 20
 BLOB_BYTES_MAX = 256 << 20
+SHARDS_MAX = 1024
 
 _BLOB_NAME = re.compile(r"(?!\.)[a-z0-9_.-]{1,128}", re.ASCII)
 _UINT63_MAX = 2**63 - 1
@@ -56,6 +57,11 @@ class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
     table: str = ""
     num_rows: int = 0
     num_deletes: int = 0
+    shard: int = 0
+    """The shard whose ids these rows have; the dense blob is shard 0's."""
+    segment: str = ""
+    """Where the log keeps it; empty until the log has placed it, and for programs and signatures."""
+    segment_offset: int = 0
 
     def __post_init__(self) -> None:
         check_blob_name(self.kind, self.name)
@@ -66,6 +72,10 @@ class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"blob '{self.name}': crc32c must be in 0..2^32-1, found {self.crc32c}")
         if (self.kind == "rows") != bool(self.table):
             raise ValueError(f"blob '{self.name}': table belongs to kind 'rows' and only there")
+        if not 0 <= self.shard < SHARDS_MAX:
+            raise ValueError(f"blob '{self.name}': shard must be in 0..{SHARDS_MAX - 1}, found {self.shard}")
+        if self.segment_offset < 0 or len(self.segment) > 256:
+            raise ValueError(f"blob '{self.name}': its place in the log is none")
         if self.num_rows < 0 or self.num_deletes < 0:
             raise ValueError(f"blob '{self.name}': num_rows and num_deletes must not be negative")
 
@@ -99,6 +109,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_ms: int
     positions: tuple[ManifestPosition, ...] = ()
     counts: dict[str, int] = {}
+    rollback_of: Version | None = None
+    """Set where a rollback made this version: it has that one's content."""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -129,6 +141,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def num_bytes(self) -> int:
         return sum(blob.num_bytes for blob in self.blobs)
+
+
+def without_places(manifest: Manifest) -> Manifest:
+    """As its writer described it, who knows nothing of segments."""
+    blobs = tuple(msgspec.structs.replace(blob, segment="", segment_offset=0) for blob in manifest.blobs)
+    return msgspec.structs.replace(manifest, blobs=blobs)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -164,7 +182,14 @@ def check_blob_name(kind: str, name: str) -> None:
 
 
 def blob_ref(
-    kind: BlobKind, name: str, data: bytes, *, table: str = "", num_rows: int = 0, num_deletes: int = 0
+    kind: BlobKind,
+    name: str,
+    data: bytes,
+    *,
+    table: str = "",
+    num_rows: int = 0,
+    num_deletes: int = 0,
+    shard: int = 0,
 ) -> BlobRef:
     """Describe a blob; length and checksum are computed from `data`.
 
@@ -179,6 +204,7 @@ def blob_ref(
             table=table,
             num_rows=num_rows,
             num_deletes=num_deletes,
+            shard=shard,
         )
     except ValueError as error:
         raise ManifestError(str(error)) from error

@@ -16,8 +16,8 @@ from feature_eviction.slot_map import SlotMap
 from param_server.errors import RequestError, UnavailableError
 from param_server.manifest import Version
 from param_server.request_keys import FeatureKeys, request_keys
-from param_server.row_store import Gathered, RowStore
 from param_server.serving_model import ServingModel
+from param_server.serving_store import Gathered, ServingStore
 from param_server.signature import ServingSignature
 
 Floats = npt.NDArray[np.float32]
@@ -34,15 +34,15 @@ class Answer:
     num_unknown: int
 
 
-def answer(store: RowStore[ServingModel], inputs: dict[str, Array]) -> Answer:
+def answer(store: ServingStore, inputs: dict[str, Array]) -> Answer:
     """Predict from whatever version is live, and from that one alone.
 
     Raises: RequestError naming the input; UnavailableError while there is no version with a model.
     """
-    signature, keys, batch = _read(store.companion, inputs)
+    signature, keys, batch = _read(store.model, inputs)
     while True:
         gathered = store.gather(_keys_by_table(keys))
-        model = gathered.companion
+        model = gathered.model
         if model is not None and model.signature is signature:
             break
         # A version with another signature went live since: the request is read again by its rules.
@@ -80,7 +80,7 @@ def _keys_by_table(keys: list[FeatureKeys]) -> dict[str, npt.NDArray[np.int64]]:
     return {table: np.concatenate(parts) for table, parts in by_table.items()}
 
 
-def _pool(gathered: Gathered[ServingModel], keys: list[FeatureKeys], *, batch: int) -> tuple[Floats, int]:
+def _pool(gathered: Gathered, keys: list[FeatureKeys], *, batch: int) -> tuple[Floats, int]:
     """The features' embeddings side by side, float32 [B, E], and the number of ids without a row."""
     embeddings_BE = np.empty((batch, sum(one.feature.dim for one in keys)), np.float32)
     start_by_table = dict.fromkeys(gathered.rows_ND, 0)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import grpc
 
-from param_server.blob_parts import to_message
+from param_server.blob_parts import from_message, to_message
 from param_server.errors import RequestError, UnknownModelError
 from param_server.infer_codec import read_inputs, write_outputs
-from param_server.manifest import Manifest
+from param_server.manifest import Manifest, Version
 from param_server.predict import answer
 from param_server.replica import Replica
 from param_server.signature import ServingSignature, feature_inputs
@@ -29,10 +29,19 @@ class ReplicaService(
 ):
     """Answers from the replica's live store. The method names are those that gRPC calls."""
 
-    def __init__(self, replica: Replica, *, stale_after_ms: int, clock_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        *,
+        stale_after_ms: int,
+        clock_ms: Callable[[], int],
+        pin: Callable[[Version | None], None] | None = None,
+    ) -> None:
         """Args: stale_after_ms: not ready while the version is older; 0 = however old it is. A stale
-        replica goes on answering."""
+        replica goes on answering. pin: pins the replica and wakes whoever follows for it; None = the
+        replica's own."""
         self._replica = replica
+        self._pin = pin if pin is not None else replica.pin
         self._stale_after_ms = stale_after_ms
         self._clock_ms = clock_ms
         self._counters = threading.Lock()
@@ -111,6 +120,8 @@ class ReplicaService(
         response = oip.ModelInferResponse(model_name=request.model_name, model_version=version, id=request.id)
         response.parameters["version"].string_param = version
         response.parameters["age_ms"].int64_param = self._age_of(result.model.manifest)
+        if self._replica.pinned is not None:
+            response.parameters["pinned"].bool_param = True
         write_outputs(response, {name: result.outputs[name] for name in wanted})
         with self._counters:
             self._num_predictions += 1
@@ -120,8 +131,26 @@ class ReplicaService(
     def Status(  # noqa: N802
         self, request: param_server_pb2.StatusRequest, context: grpc.ServicerContext
     ) -> param_server_pb2.ReplicaStatus:
+        return self._status()
+
+    def Pin(  # noqa: N802
+        self, request: param_server_pb2.PinRequest, context: grpc.ServicerContext
+    ) -> param_server_pb2.ReplicaStatus:
+        with errors_as_status(context):
+            if not request.HasField("version"):
+                raise RequestError("pin: the version is missing")
+            self._pin(from_message(request.version))
+        return self._status()
+
+    def Unpin(  # noqa: N802
+        self, request: param_server_pb2.StatusRequest, context: grpc.ServicerContext
+    ) -> param_server_pb2.ReplicaStatus:
+        self._pin(None)
+        return self._status()
+
+    def _status(self) -> param_server_pb2.ReplicaStatus:
         replica = self._replica
-        store = replica.store
+        store, not_held = replica.store, replica.not_held
         with self._counters:
             status = param_server_pb2.ReplicaStatus(
                 version=to_message(store.version),
@@ -133,17 +162,31 @@ class ReplicaService(
                 num_refused_requests=self._num_refused_requests,
                 num_reloads=replica.num_reloads,
                 last_refusal=replica.last_refusal,
+                pinned=to_message(replica.pinned),
+                channel=replica.channel,
+                promoted=to_message(replica.promoted),
+                num_row_bytes=store.num_bytes,
+                num_rows_over_budget=not_held.over_budget,
+                num_rows_expired=not_held.expired,
+                num_rows_other_shard=not_held.other_shard,
+                num_moves_back=replica.num_moves_back,
+                num_rows_refused=replica.num_rows_refused,
             )
         for version, visible_ms in replica.applied.copy():
             status.applied.add(version=to_message(version), visible_ms=visible_ms)
         return status
 
     def _ready(self) -> bool:
-        fresh = not self._stale_after_ms or self._age_ms() <= self._stale_after_ms
+        # A version that an operator holds grows old on purpose: it must not leave the service for that.
+        fresh = (
+            not self._stale_after_ms
+            or self._replica.held_by_operator
+            or self._age_ms() <= self._stale_after_ms
+        )
         return self._replica.ready and fresh
 
     def _age_ms(self) -> int:
-        model = self._replica.store.companion
+        model = self._replica.store.model
         return -1 if model is None else self._age_of(model.manifest)
 
     def _age_of(self, manifest: Manifest) -> int:
@@ -151,7 +194,7 @@ class ReplicaService(
         return self._clock_ms() - manifest.produced_ms_newest if manifest.produced_ms_newest else -1
 
     def _signature(self) -> ServingSignature | None:
-        model = self._replica.store.companion
+        model = self._replica.store.model
         return None if model is None else model.signature
 
     def _check_model(self, name: str, signature: ServingSignature) -> None:

@@ -1,116 +1,292 @@
-"""The shard: the gRPC face of one version log and the row store that follows it.
+"""The shard: one version log and the row store that follows it. No sockets: shard_service.py has them.
 
-Publish and Commit come from trainers, Subscribe from replicas, Pull and Status from anyone. A
-subscriber is a cursor into the log and nothing more, so a slow one costs only its own thread.
+Shard 0 coordinates: it commits, rolls back and makes snapshots. Every other shard makes its part of a version
+durable, answers where it lies, and takes over what shard 0 has committed to the store that all share.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-import grpc
+import msgspec
 import numpy as np
+import numpy.typing as npt
+import structlog
 
-from param_server.blob_parts import from_message, join_parts, split_blob, to_message
-from param_server.errors import BadBlobError, LimitError, ManifestError
-from param_server.manifest import (
-    SHARED_KINDS,
-    Manifest,
-    Version,
-    decode_manifest,
-    encode_manifest,
+from feature_eviction import owner_of
+from param_server.errors import (
+    BadBlobError,
+    LimitError,
+    LogError,
+    ManifestError,
+    MissingBlobError,
+    ParamServerError,
 )
-from param_server.row_store import RowStore, read_segment
+from param_server.failpoints import reach
+from param_server.manifest import BlobRef, Manifest, Version
+from param_server.rollback import plan_rollback
+from param_server.row_store import RowStore
+from param_server.shard_state import ShardState, VersionInfo, version_info
 from param_server.signature import decode_signature
-from param_server.transport import PART_BYTES_MAX, errors_as_status
+from param_server.snapshots import make_snapshot, num_since_base
+from param_server.subscriptions import BACKLOG_VERSIONS_MAX, Subscriptions
+from param_server.version_content import segments_of
 from param_server.version_log import VersionLog
-from proto import param_server_pb2, param_server_pb2_grpc
-from proto.row_segment import RowSegment, encode
-from proto.tensor_blob import crc32c, decode_tensors
+from proto.row_segment import NotFiniteError, RowSegment
+from proto.tensor_blob import BlobError, decode_tensors
 
-SUBSCRIBERS_MAX = 96
-SERVER_THREADS = SUBSCRIBERS_MAX + 16
-"""A subscriber occupies a thread for as long as it stays; the rest is for short calls."""
-WAKE_S = 0.5
-"""How often an idle subscription looks whether its client is still there."""
+log = structlog.get_logger()
+
 PULL_IDS_MAX = 1 << 17
-NAME_CHARS_MAX = 100
 
 
-class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
-    """Serves one log. The store is rebuilt from the log when the servicer is made."""
+@dataclass(frozen=True, slots=True)
+class Published:
+    num_blobs: int
+    num_bytes: int
 
-    def __init__(self, log: VersionLog) -> None:
-        """Raises: LogDamageError if a blob changed on disk since the log was opened."""
-        self._log = log
-        self._store: RowStore[None] = RowStore()
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """complete: no row has left memory, so an id that is missing does not exist."""
+
+    version: Version | None
+    segment: RowSegment
+    complete: bool
+
+
+class Shard:
+    """Safe for many threads. The store is rebuilt from the log when the shard is made."""
+
+    def __init__(
+        self,
+        log: VersionLog,
+        *,
+        num_shards: int = 1,
+        memory_bytes_max: int | None = None,
+        snapshot_every: int = 0,
+        backlog_versions_max: int = BACKLOG_VERSIONS_MAX,
+    ) -> None:
+        """Args: memory_bytes_max: for the rows in memory, None = all; snapshot_every: deltas after which
+        `maintain` makes a snapshot, 0 = never.
+        Raises: LogDamageError if a blob changed in the store since the log was opened, LimitError.
+        """
+        if not 0 <= log.shard < num_shards:
+            raise LimitError(f"shard {log.shard} is not one of {num_shards} shards")
+        self.log = log
+        self.num_shards = num_shards
+        self._snapshot_every = snapshot_every
+        self._store = RowStore(memory_bytes_max=memory_bytes_max, keep_columns=True)
         self._commit_mutex = threading.Lock()
-        self._news = threading.Condition()
-        self._stopping = False
-        self._subscribers: list[str] = []
+        self._counters = threading.Lock()
         self._bytes_published = 0
-        for version in log.versions_after(None):
-            manifest = log.read(version)
-            segments = [
-                read_segment(version, blob, log.read_blob(version, blob.name)) for blob in manifest.rows_blobs
-            ]
-            self._store.switch(self._store.prepare(manifest, segments))
+        self._refused: dict[str, int] = {}
+        self._num_rows_refused = 0
+        self._uncertain = False
+        self.subscriptions = Subscriptions(log, backlog_versions_max=backlog_versions_max)
+        for manifest in log.plan_after(None):
+            self._apply(manifest)
 
-    def stop(self) -> None:
-        """End all subscriptions."""
-        with self._news:
-            self._stopping = True
-            self._news.notify_all()
+    def open_generation(self, at_least: int) -> tuple[int, Version | None]:
+        """Fence every older writer; returns the generation to write with and the newest version."""
+        if not 0 <= at_least < 2**62:
+            raise LimitError(f"at_least must be below 2^62, found {at_least}")
+        with self._commit_mutex:
+            self._settle()
+            return self.log.open_generation(at_least)
 
-    def OpenGeneration(  # noqa: N802 - the name that gRPC calls
-        self, request: param_server_pb2.OpenGenerationRequest, context: grpc.ServicerContext
-    ) -> param_server_pb2.OpenGenerationReply:
-        with errors_as_status(context):
-            if request.at_least >= 2**62:
-                raise LimitError(f"at_least must be below 2^62, found {request.at_least}")
-            generation, head = self._log.open_generation(request.at_least)
-        return param_server_pb2.OpenGenerationReply(generation=generation, head=to_message(head))
+    def publish(self, blobs: Iterable[tuple[Version, str, str, bytes]]) -> Published:
+        """Make blobs of a version to come durable: (version, kind, name, data). In three steps:
 
-    def Publish(  # noqa: N802
-        self, request_iterator: Iterator[param_server_pb2.Blob], context: grpc.ServicerContext
-    ) -> param_server_pb2.PublishReply:
+          1. a blob has arrived whole and undamaged (who calls sees to that)
+          2. it is appended to the log; a repeat replaces what came before
+          3. after the last one, everything is made durable, with one sync for all who wait
+
+        Raises: FencedError, ConflictError, GapError, LimitError, BadBlobError, LogError; after an error the
+            writer sends the whole version again.
+        """
         num_blobs = num_bytes = 0
-        with errors_as_status(context):
-            for version, kind, name, data in join_parts(request_iterator):
-                self._log.stage(version, kind=kind, name=name, data=data)
+        with self._counting_refusals():
+            for version, kind, name, data in blobs:
+                reach("publish_joined")
+                self.log.stage(version, kind=kind, name=name, data=data)
+                reach("publish_appended")
                 num_blobs += 1
                 num_bytes += len(data)
-        self._bytes_published += num_bytes
-        return param_server_pb2.PublishReply(num_blobs=num_blobs, num_bytes=num_bytes)
+            self.log.sync()
+            reach("publish_synced")
+        with self._counters:
+            self._bytes_published += num_bytes
+        return Published(num_blobs, num_bytes)
 
-    def Commit(  # noqa: N802
-        self, request: param_server_pb2.CommitRequest, context: grpc.ServicerContext
-    ) -> param_server_pb2.CommitReply:
-        with errors_as_status(context):
-            if crc32c(request.manifest) != request.crc32c:
-                raise BadBlobError("manifest: its CRC32C differs; it was damaged on the way. Commit again.")
-            manifest = decode_manifest(request.manifest, where="commit: manifest")
-            repeated = self._commit(manifest)
-        head = self._log.head
-        return param_server_pb2.CommitReply(head=to_message(head), repeated_commit=repeated)
+    def prepare_part(self, manifest: Manifest) -> list[BlobRef]:
+        """Check this shard's part of a version to come; its blobs, each with its durable place.
+
+        Raises: what `commit` raises; the manifest of every other shard's part is not looked at.
+        """
+        with self._counting_refusals(), self._commit_mutex:
+            self._take_over()
+            if self.log.check(manifest):
+                committed = self.log.read(manifest.version)
+                return [blob for blob in committed.rows_blobs if blob.shard == self.log.shard]
+            placed = self.log.located(manifest, shard=self.log.shard)
+            self._store.prepare(placed, self._own_segments(placed, check=True))
+            return [blob for blob in placed.rows_blobs if blob.shard == self.log.shard]
+
+    def commit(self, manifest: Manifest) -> tuple[Version | None, bool]:
+        """Make a version visible. The order of the steps is the guarantee:
+
+          1. the writer is not fenced, the version follows the head, its blobs are durable
+          2. its rows are decoded, checked and written beside the live ones
+          3. its model can be loaded
+          4. the log creates the manifest: from here on the version exists, and nothing can be refused
+          5. the rows become the live ones, and subscribers are told
+          6. retention removes what the version made superfluous
+
+        At a shard that does not coordinate: take over what shard 0 has committed.
+        Returns: the head, and whether this very commit had been made before.
+        Raises: FencedError, GapError, ConflictError, MissingBlobError, BadBlobError, ManifestError, LogError.
+        """
+        with self._counting_refusals(), self._commit_mutex:
+            if not self.log.coordinates:
+                self._take_over()
+                self._check_committed(manifest)
+                return self.log.head, True
+            return self.log.head if (repeated := self._commit(manifest)) else manifest.version, repeated
 
     def _commit(self, manifest: Manifest) -> bool:
-        """Everything that can be refused is refused before the log's commit; after it nothing can fail."""
-        with self._commit_mutex:
-            if self._log.check(manifest):
-                return True
-            prepared = self._store.prepare(manifest, self._staged_segments(manifest))
-            self._check_model(manifest)
-            self._log.commit(manifest)
-            self._store.switch(prepared)
-        with self._news:
-            self._news.notify_all()
+        self._settle()
+        if self.log.check(manifest):
+            return True
+        placed = self.log.located(manifest)
+        reach("commit_checked")
+        prepared = self._store.prepare(placed, self._own_segments(placed, check=True))
+        self._check_model(placed)
+        reach("commit_prepared")
+        try:
+            self.log.commit(placed)
+        except LogError:
+            self._uncertain = True
+            raise
+        self._store.switch(prepared)
+        self.subscriptions.announce()
+        reach("commit_switched")
+        self._retain()
         return False
 
-    def _staged_segments(self, manifest: Manifest) -> Iterator[RowSegment]:
-        for blob in manifest.rows_blobs:
-            yield read_segment(manifest.version, blob, self._log.read_staged(manifest.version, blob))
+    def rollback(self, version: Version, *, now_ms: int) -> Version:
+        """Commit a new version with an older one's content; returns it.
+
+        Raises: MissingBlobError if the log does not have the older one, GapError if it is the head, LogError.
+        """
+        self._must_coordinate("roll back")
+        with self._counting_refusals(), self._commit_mutex:
+            self._settle()
+            plan = plan_rollback(self.log, version, num_shards=self.num_shards, now_ms=now_ms)
+            for reference, data in plan.blobs:
+                self.log.stage(plan.manifest.version, kind=reference.kind, name=reference.name, data=data)
+            self.log.sync()
+            self._commit(plan.manifest)
+            return plan.manifest.version
+
+    def take_over(self) -> int:
+        """At a shard that does not coordinate: apply what shard 0 has committed; how many versions."""
+        if self.log.coordinates:
+            return 0
+        with self._commit_mutex:
+            return self._take_over()
+
+    def maintain(self, *, now_s: float) -> None:
+        """The work beside: follow the coordinator or make a snapshot that is due, cut off who is stuck.
+
+        Raises: LogError; calling it again is safe.
+        """
+        self.subscriptions.cancel_stuck(now_s=now_s)
+        if not self.log.coordinates:
+            self.take_over()
+        elif self._snapshot_every and num_since_base(self.log) >= self._snapshot_every:
+            self.snapshot()
+
+    def snapshot(self) -> Manifest | None:
+        """Make a snapshot of the head and drop what it made superfluous; None: there is nothing new."""
+        self._must_coordinate("make a snapshot")
+        head = self.log.head
+        if head is None or num_since_base(self.log) == 0:
+            return None
+        made = make_snapshot(self.log, head, num_shards=self.num_shards)
+        with self._commit_mutex:
+            self._retain()
+        return made
+
+    def pull(self, table: str, ids_N: npt.NDArray[np.int64]) -> Pulled:
+        """The newest rows of the ids that exist, in the order asked, doubled ids once, with their columns.
+
+        Raises: LimitError, ManifestError if there is no such table.
+        """
+        if len(ids_N) > PULL_IDS_MAX:
+            raise LimitError(f"ids: at most {PULL_IDS_MAX} are pulled at once, found {len(ids_N)}")
+        _, first_U = np.unique(ids_N, return_index=True)
+        keys_N = ids_N[np.sort(first_U)]
+        gathered = self._store.gather({table: keys_N})
+        present_N = gathered.present_N[table]
+        rows_ND = gathered.rows_ND[table][present_N]
+        if not rows_ND.shape[1]:
+            raise ManifestError(f"table '{table}' does not exist at version {gathered.version}")
+        columns = {name: column[present_N] for name, column in gathered.columns_N.get(table, {}).items()}
+        segment = RowSegment(table, keys_N[present_N], rows_ND, np.zeros(0, np.int64), **columns)
+        return Pulled(gathered.version, segment, gathered.complete)
+
+    def versions(self) -> list[VersionInfo]:
+        """Everything that is in the log, oldest first."""
+        return [
+            version_info(entry.manifest, has_snapshot=entry.snapshot is not None)
+            for entry in self.log.entries
+        ]
+
+    def status(self) -> ShardState:
+        entries = self.log.entries
+        num_full = sum(entry.manifest.kind == "full" for entry in entries)
+        subscribers = self.subscriptions.names()
+        with self._counters:
+            return ShardState(
+                head=self.log.head,
+                fenced_generation=self.log.fenced_generation,
+                num_versions=len(entries),
+                num_full=num_full,
+                num_delta=len(entries) - num_full,
+                num_rows=self._store.num_rows,
+                bytes_published=self._bytes_published,
+                num_subscribers=len(subscribers),
+                subscribers=tuple(subscribers),
+                damage=tuple(self.log.damage),
+                shard=self.log.shard,
+                num_shards=self.num_shards,
+                num_snapshots=sum(entry.snapshot is not None for entry in entries),
+                memory_bytes=self._store.memory_bytes,
+                num_left_out=self._store.num_left_out,
+                num_cut_off=self.subscriptions.num_cut_off,
+                refused=dict(self._refused),
+                num_rows_refused=self._num_rows_refused,
+            )
+
+    def _apply(self, manifest: Manifest) -> None:
+        self._store.switch(self._store.prepare(manifest, self._own_segments(manifest, check=False)))
+
+    def _own_segments(self, manifest: Manifest, *, check: bool) -> Iterator[RowSegment]:
+        """This shard's rows of a version, decoded; `check`: they come from a writer."""
+        for _, blob, segment in segments_of([manifest], self.log.read_blob, shard=self.log.shard):
+            if check and self.num_shards > 1:
+                ids = np.concatenate([segment.ids_N, segment.deleted_ids_M])
+                wrong = ids[owner_of(ids, num_owners=self.num_shards) != self.log.shard]
+                if len(wrong):
+                    raise BadBlobError(
+                        f"version {manifest.version}: blob '{blob.name}': id {int(wrong[0])} belongs to "
+                        f"another of the {self.num_shards} shards than {self.log.shard}"
+                    )
+            yield segment
 
     def _check_model(self, manifest: Manifest) -> None:
         """A version that no replica could load must not become the head."""
@@ -118,9 +294,9 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
         if dense is None or signature is None:
             return
         where = f"version {manifest.version}: blob"
-        decode_tensors(self._log.read_staged(manifest.version, dense), where=f"{where} '{dense.name}'")
+        decode_tensors(self.log.read_blob(manifest, dense.name), where=f"{where} '{dense.name}'")
         serving = decode_signature(
-            self._log.read_staged(manifest.version, signature), where=f"{where} '{signature.name}'"
+            bytes(self.log.read_blob(manifest, signature.name)), where=f"{where} '{signature.name}'"
         )
         if serving.schema_hash != manifest.schema_hash:
             raise ManifestError(
@@ -128,102 +304,56 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
                 f"but its signature's is '{serving.schema_hash}'"
             )
 
-    def Subscribe(  # noqa: N802
-        self, request: param_server_pb2.SubscribeRequest, context: grpc.ServicerContext
-    ) -> Iterator[param_server_pb2.VersionPart]:
-        with errors_as_status(context):
-            cursor = from_message(request.held) if request.HasField("held") else None
-            name = request.replica[:NAME_CHARS_MAX]
-            with self._news:
-                if len(self._subscribers) >= SUBSCRIBERS_MAX:
-                    raise LimitError(f"at most {SUBSCRIBERS_MAX} replicas can subscribe to one shard")
-                self._subscribers.append(name)
-            try:
-                yield from self._follow(cursor, context)
-            finally:
-                with self._news:
-                    self._subscribers.remove(name)
+    def _take_over(self) -> int:
+        news = self.log.catch_up() if not self.log.coordinates else []
+        for manifest in news:
+            self._apply(manifest)
+        if news:
+            self.subscriptions.announce()
+            self._retain()
+        return len(news)
 
-    def _follow(
-        self, cursor: Version | None, context: grpc.ServicerContext
-    ) -> Iterator[param_server_pb2.VersionPart]:
-        known = self._shared_names(cursor)
-        while context.is_active() and not self._stopping:
-            for version in self._log.versions_after(cursor):
-                manifest = self._log.read(version)
-                yield from self._version_parts(manifest, known)
-                cursor, known = version, self._shared_names(version)
-            with self._news:
-                if not self._stopping and not self._log.versions_after(cursor):
-                    self._news.wait(timeout=WAKE_S)
+    def _settle(self) -> None:
+        """After a commit of which nobody knows whether its manifest was created: look, and go on there."""
+        if self._uncertain and self.log.coordinates:
+            for manifest in self.log.catch_up():
+                self._apply(manifest)
+                self.subscriptions.announce()
+            self._uncertain = False
 
-    def _shared_names(self, version: Version | None) -> set[str]:
-        """The programs and signatures that whoever holds this version has."""
-        for manifest in self._log.manifests():
-            if manifest.version == version:
-                return {blob.name for blob in manifest.blobs if blob.kind in SHARED_KINDS}
-        return set()
+    def _retain(self) -> None:
+        try:
+            self.log.retain()
+        except LogError as error:
+            # The version is committed; what could not be removed is removed with the next one.
+            log.warning("retention failed, it is repeated with the next version", reason=str(error))
 
-    def _version_parts(self, manifest: Manifest, known: set[str]) -> Iterator[param_server_pb2.VersionPart]:
-        data = encode_manifest(manifest)
-        yield param_server_pb2.VersionPart(
-            manifest=param_server_pb2.ManifestPart(data=data, crc32c=crc32c(data))
-        )
-        for blob in manifest.blobs:
-            if blob.name in known:
-                continue
-            content = self._log.read_blob(manifest.version, blob.name)
-            for message in split_blob(manifest.version, blob.kind, blob.name, content):
-                yield param_server_pb2.VersionPart(blob=message)
-        yield param_server_pb2.VersionPart(end=to_message(manifest.version))
-
-    def Pull(  # noqa: N802
-        self, request: param_server_pb2.PullRequest, context: grpc.ServicerContext
-    ) -> param_server_pb2.PullReply:
-        with errors_as_status(context):
-            if len(request.ids) % 8 or len(request.ids) > 8 * PULL_IDS_MAX:
-                raise BadBlobError(
-                    f"ids: expected int64 values, at most {PULL_IDS_MAX}, found {len(request.ids)} bytes"
-                )
-            asked_N = np.frombuffer(request.ids, "<i8")
-            _, first_U = np.unique(asked_N, return_index=True)
-            keys_N = asked_N[np.sort(first_U)]
-            gathered = self._store.gather({request.table: keys_N})
-            present_N = gathered.present_N[request.table]
-            rows_ND = gathered.rows_ND[request.table][present_N]
-            if not rows_ND.shape[1]:
-                raise ManifestError(f"table '{request.table}' does not exist at version {gathered.version}")
-            if rows_ND.nbytes + keys_N.nbytes > PART_BYTES_MAX:
-                raise LimitError(
-                    f"{len(rows_ND)} rows of table '{request.table}' pass {PART_BYTES_MAX} bytes"
-                )
-            segment = RowSegment(
-                table=request.table,
-                ids_N=keys_N[present_N],
-                rows_ND=rows_ND,
-                deleted_ids_M=np.zeros(0, np.int64),
+    def _check_committed(self, manifest: Manifest) -> None:
+        if not any(one.manifest.version == manifest.version for one in self.log.entries):
+            raise MissingBlobError(
+                f"version {manifest.version}: shard 0 has not committed it; commit it there first"
             )
-            data = encode(segment, row_format="float32")
-        return param_server_pb2.PullReply(
-            version=to_message(gathered.version), segment=data, crc32c=crc32c(data)
-        )
 
-    def Status(  # noqa: N802
-        self, request: param_server_pb2.StatusRequest, context: grpc.ServicerContext
-    ) -> param_server_pb2.ShardStatus:
-        manifests = self._log.manifests()
-        num_full = sum(manifest.kind == "full" for manifest in manifests)
-        with self._news:
-            subscribers = sorted(self._subscribers)
-        return param_server_pb2.ShardStatus(
-            head=to_message(self._log.head),
-            num_versions=len(manifests),
-            num_full=num_full,
-            num_delta=len(manifests) - num_full,
-            num_rows=self._store.num_rows,
-            bytes_published=self._bytes_published,
-            num_subscribers=len(subscribers),
-            subscribers=subscribers,
-            fenced_generation=self._log.fenced_generation,
-            damage=self._log.damage,
-        )
+    def _must_coordinate(self, what: str) -> None:
+        if not self.log.coordinates:
+            raise LogError(f"shard {self.log.shard} does not {what}: ask shard 0")
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except (ParamServerError, BlobError) as error:
+            name = type(error).__name__ if isinstance(error, ParamServerError) else BadBlobError.__name__
+            with self._counters:
+                self._refused[name] = self._refused.get(name, 0) + 1
+                if isinstance(error.__cause__, NotFiniteError):
+                    self._num_rows_refused += error.__cause__.num_rows
+            raise
+
+
+def with_rows_of(manifest: Manifest, shards: frozenset[int]) -> Manifest:
+    """The manifest with the rows of these shards alone; empty: of all."""
+    if not shards:
+        return manifest
+    blobs = tuple(blob for blob in manifest.blobs if blob.kind != "rows" or blob.shard in shards)
+    return msgspec.structs.replace(manifest, blobs=blobs)

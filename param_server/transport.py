@@ -1,4 +1,4 @@
-"""gRPC as every part here uses it: limits, loopback only, and errors that keep their meaning.
+"""gRPC as every part here uses it: limits, security, and errors that keep their meaning.
 
 An exception of ours becomes a status code on the server and the same exception again in the client.
 """
@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
+import structlog
 
 from param_server.errors import (
+    AccessError,
     AddressError,
     BadBlobError,
     ConflictError,
@@ -29,11 +31,27 @@ from param_server.errors import (
     UnavailableError,
     UnknownModelError,
 )
+from param_server.security import (
+    NO_SECURITY,
+    ClientSecurity,
+    ServerSecurity,
+    TokenCheck,
+    TokenSender,
+    channel_credentials,
+    server_credentials,
+)
 from proto.tensor_blob import BlobError
+
+log = structlog.get_logger()
 
 PART_BYTES_MAX = 4 << 20
 MESSAGE_BYTES_MAX = 8 << 20
 """Both ends refuse a longer message; gRPC's own default (4 MiB) has no room beside a whole part."""
+
+CONNECTIONS_MAX = 1024
+"""A server refuses further connections."""
+CALLS_WAITING_MAX = 256
+"""Calls that may wait for one of a server's threads; a further one is refused at once."""
 
 _MESSAGE_LIMITS = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -55,6 +73,8 @@ SERVER_OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+    ("grpc.max_metadata_size", 16 << 10),
 ]
 
 # First match wins, so a subclass stands before its parent.
@@ -64,6 +84,7 @@ _CODES: list[tuple[type[ParamServerError], grpc.StatusCode]] = [
     (ConflictError, grpc.StatusCode.ALREADY_EXISTS),
     (MissingBlobError, grpc.StatusCode.NOT_FOUND),
     (UnknownModelError, grpc.StatusCode.NOT_FOUND),
+    (AccessError, grpc.StatusCode.UNAUTHENTICATED),
     (BadBlobError, grpc.StatusCode.DATA_LOSS),
     (ManifestError, grpc.StatusCode.INVALID_ARGUMENT),
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -77,8 +98,11 @@ _ERRORS = {kind.__name__: kind for kind, _ in _CODES}
 _NO_ANSWER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 
-def check_loopback(address: str) -> None:
-    """Raises: AddressError unless the address is host:port with a host that only this machine reaches."""
+def check_address(address: str, *, security: ClientSecurity, token_needed: bool = False) -> bool:
+    """Whether only this machine reaches the address.
+
+    Raises: AddressError unless it is host:port; or if others reach it and TLS, or the token, is missing.
+    """
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
         raise AddressError(f"expected an address as host:port, found '{address}'")
@@ -87,28 +111,51 @@ def check_loopback(address: str) -> None:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = False
-    if not loopback:
+    if not loopback and not (security.tls and (security.token or not token_needed)):
+        missing = "a bearer token" if security.tls else "TLS"
         raise AddressError(
-            f"address '{address}': connections are not encrypted yet, so only loopback addresses "
-            "(127.0.0.1, [::1], localhost) are allowed"
+            f"address '{address}': without {missing} only loopback addresses (127.0.0.1, [::1], localhost) "
+            "are allowed; give the TLS files and the token"
         )
+    return loopback
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """A channel that connects when first used and again whenever the connection is lost."""
-    check_loopback(address)
-    return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+def open_channel(address: str, security: ClientSecurity = NO_SECURITY) -> grpc.Channel:
+    """A channel that connects when first used and again whenever the connection is lost.
+
+    Raises: AddressError for an address that needs TLS, AccessError if a TLS file cannot be read.
+    """
+    check_address(address, security=security)
+    if security.tls:
+        channel = grpc.secure_channel(address, channel_credentials(security), options=CHANNEL_OPTIONS)
+    else:
+        channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.intercept_channel(channel, TokenSender(security.token)) if security.token else channel
 
 
-def open_server(address: str, *, num_threads: int) -> tuple[grpc.Server, str]:
+def open_server(
+    address: str, *, num_threads: int, security: ServerSecurity = NO_SECURITY
+) -> tuple[grpc.Server, str]:
     """A server bound to the address (port 0: any free one) and the address it really has; not started.
 
-    Raises: AddressError if the address may not be used or is taken.
+    Raises: AddressError if the address may not be used or is taken, AccessError for the TLS files.
     """
-    check_loopback(address)
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=num_threads), options=SERVER_OPTIONS)
+    check_address(address, security=security, token_needed=True)
+    if not (security.tls and security.token):
+        missing = [name for name, there in (("TLS", security.tls), ("token", security.token)) if not there]
+        log.warning("anyone on this machine can call this port", address=address, missing=missing)
+    server = grpc.server(
+        futures.ThreadPoolExecutor(max_workers=num_threads),
+        options=SERVER_OPTIONS,
+        interceptors=[TokenCheck(security.token)] if security.token else [],
+        maximum_concurrent_rpcs=num_threads + CALLS_WAITING_MAX,
+    )
+    credentials = server_credentials(security) if security.tls else None
     try:
-        port = server.add_insecure_port(address)
+        if credentials is not None:
+            port = server.add_secure_port(address, credentials)
+        else:
+            port = server.add_insecure_port(address)
     except RuntimeError as error:
         port = 0
         reason: Exception | None = error
@@ -162,6 +209,8 @@ def translate(error: grpc.RpcError, *, where: str, timeout_s: float | None = Non
         )
     if code == grpc.StatusCode.CANCELLED:
         return UnavailableError(f"{where}: {code.name.lower()}: {error.details()}")
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        return AccessError(message)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return LimitError(message)
     if code == grpc.StatusCode.INVALID_ARGUMENT:

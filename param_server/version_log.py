@@ -1,181 +1,215 @@
-"""The version log: a directory in which a version either exists whole or not at all.
+"""The version log: a store in which a version either exists whole or not at all.
 
-    lock                     held by the one process that has the log open
+    shards                   how many share the log
     generation               writers below this generation are fenced
-    manifests/<g>.<s>        CRC32C and the manifest; its creation is the commit
-    versions/<g>.<s>/<name>  rows and dense blobs
+    promoted                 the version of the stable channel, if there is one
+    manifests/<position>     CRC32C and the manifest; its creation is the commit
+    segments/shard-<k>/<n>   records: the rows and dense blobs of versions (log_records.py)
+    snapshots/<position>     a manifest of the whole content of the version that was committed there
     content/<name>           programs and signatures, named by their SHA-256, shared by versions
-    damaged/                 what recovery or a check found broken, kept for a human
+    damaged/                 what recovery found broken, kept for a human
 
-Everything a manifest names is durable before the manifest is created, and nothing in these folders is
-ever changed after. On one machine the directory is a local one; fsync must mean what it says.
+All shards share one store. Each appends to its own segments; shard 0 coordinates: it alone opens
+generations, creates manifests and snapshots and drops what is old. Everything a manifest names is
+durable before it is created, and positions leave no hole: of two writers that both follow the same head
+one loses.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import threading
-from pathlib import Path
+from dataclasses import replace
 
 import structlog
 
-from param_server.durable_files import (
-    create_durable,
-    fsync_directory,
-    remove_directory,
-    write_durable,
-)
 from param_server.errors import (
     BadBlobError,
     ConflictError,
-    FencedError,
     GapError,
-    LimitError,
     LogDamageError,
     LogError,
     MissingBlobError,
+    StoreExistsError,
+    StoreMissingError,
 )
-from param_server.log_recovery import blob_path, blob_problem, recover, seal_manifest
+from param_server.failpoints import reach
+from param_server.history import read_promoted, write_promoted
+from param_server.log_order import (
+    check_follows,
+    check_generation,
+    check_same_blob,
+    num_dropped,
+    raise_taken,
+)
+from param_server.log_recovery import (
+    CONTENT,
+    GENERATION,
+    MANIFESTS,
+    SNAPSHOTS,
+    Entry,
+    check_num_shards,
+    named_content,
+    named_segments,
+    position_name,
+    positions_in,
+    read_blob_of,
+    read_generation,
+    read_manifest,
+    recover,
+    seal_manifest,
+)
+from param_server.log_view import LogView
 from param_server.manifest import (
     SHARED_KINDS,
-    BlobRef,
     Manifest,
     Version,
-    encode_manifest,
+    without_places,
 )
+from param_server.segment_log import SEGMENT_BYTES_MAX, SegmentLog
+from param_server.staging import Staging
+from param_server.stores import Store
 from proto.tensor_blob import crc32c
 
 log = structlog.get_logger()
 
-STAGED_VERSIONS_MAX = 4
-
 
 class VersionLog:
-    """One writer process; safe for many threads. Reads touch only files that never change."""
+    """One process a shard; safe for many threads. Readers touch only what never changes."""
 
-    def __init__(self, directory: Path, *, keep_full: int = 2) -> None:
-        """Open or create the log and recover it.
+    def __init__(
+        self,
+        store: Store,
+        *,
+        shard: int = 0,
+        num_shards: int = 1,
+        keep_full: int = 2,
+        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+    ) -> None:
+        """Open the log and recover it.
 
-        Args: keep_full: full versions kept, with the deltas that follow the oldest of them.
-        Raises: LogError if another process has it open or the directory cannot be used.
+        Args: keep_full: full versions and snapshots kept, with the deltas that follow the oldest of them.
+        Raises: LogError if the store cannot be used.
         """
         if keep_full < 1:
             raise LogError(f"keep_full must be at least 1, found {keep_full}")
-        self._directory = directory
+        self.store = store
+        self.shard = shard
         self._keep_full = keep_full
-        self._mutex = threading.Lock()
-        self._staged: dict[Version, dict[str, tuple[int, int]]] = {}
-        try:
-            for name in ("manifests", "versions", "content", "damaged"):
-                (directory / name).mkdir(parents=True, exist_ok=True)
-            self._lock_file = (directory / "lock").open("a")
-        except OSError as error:
-            raise LogError(f"log {directory}: cannot be used ({error})") from error
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock_file.close()
-            raise LogError(f"log {directory}: another process has it open") from error
-        recovered = recover(directory)
-        self._manifests = recovered.manifests
+        self._mutex = threading.RLock()
+        check_num_shards(store, num_shards)
+        recovered = recover(store, repair=self.coordinates)
         self._fenced_generation = recovered.fenced_generation
+        self._promoted = read_promoted(store)
+        self._view = LogView(recovered.entries)
+        self._segments = SegmentLog(store, shard=shard, segment_bytes_max=segment_bytes_max)
+        self._staging = Staging(store, segments=self._segments)
         self.damage: list[str] = list(recovered.damage)
         for line in self.damage:
             log.error("version log damage", found=line)
 
     def close(self) -> None:
-        self._lock_file.close()
+        self._segments.close()
+        self.store.close()
+
+    @property
+    def coordinates(self) -> bool:
+        return self.shard == 0
 
     @property
     def head(self) -> Version | None:
         """The newest version; None: the log is empty."""
-        manifests = self._manifests
-        return next(reversed(manifests), None)
+        return self._view.head
 
     @property
     def fenced_generation(self) -> int:
         return self._fenced_generation
 
+    @property
+    def entries(self) -> list[Entry]:
+        """Every version there is, oldest first; the first one has a base. Do not change the list."""
+        return self._view.entries
+
     def manifests(self) -> list[Manifest]:
-        """Every version there is, oldest first; the first one is full."""
-        return list(self._manifests.values())
+        return [entry.manifest for entry in self.entries]
+
+    def read(self, version: Version) -> Manifest:
+        """Raises: MissingBlobError if there is no such version (any more)."""
+        return self._view.entry(version).manifest
 
     def open_generation(self, at_least: int) -> tuple[int, Version | None]:
         """A generation above `at_least` and above all that the log has seen; older writers are fenced.
 
+        A shard that does not coordinate takes over the generation that the coordinator has opened.
         Returns: the generation and the head.
         """
         with self._mutex:
-            generation = max(at_least, self._fenced_generation) + 1
-            write_durable(self._directory / "generation", f"{generation}\n".encode())
-            fsync_directory(self._directory)
+            if self.coordinates:
+                generation = max(at_least, self._fenced_generation) + 1
+                self.store.replace(GENERATION, f"{generation}\n".encode())
+                reach("generation_written")
+            else:
+                generation = max(self._fenced_generation, read_generation(self.store, self.damage))
             self._fenced_generation = generation
-            for version in [staged for staged in self._staged if staged.generation < generation]:
-                self._forget_staged(version)
+            self._staging.forget(lambda version: version.generation < generation)
             return generation, self.head
 
     def stage(self, version: Version, *, kind: str, name: str, data: bytes) -> None:
-        """Make one blob of a version to come durable; a repeat replaces it.
+        """Append one blob of a version to come; a repeat replaces it. Durable after `sync`.
 
         Raises: FencedError, ConflictError (the version is committed with other content), GapError (it
-            is not above the head), LimitError, BadBlobError (a program's name is not its content's).
+            is not above the head), LimitError, BadBlobError (a program is not named by its content),
+            LogError.
         """
         if kind in SHARED_KINDS and name != f"{kind}-{hashlib.sha256(data).hexdigest()}":
             raise BadBlobError(
                 f"version {version}: blob '{name}': expected '{kind}-' and its SHA-256 as name"
             )
+        found_crc32c = crc32c(data)
         with self._mutex:
-            self._check_generation(version)
-            committed = self._manifests.get(version)
+            check_generation(version, fenced_generation=self._fenced_generation)
+            committed = self._view.get(version)
             if committed is not None:
-                self._check_same_blob(committed, name, data)
+                check_same_blob(committed.manifest, name, num_bytes=len(data), crc32c=found_crc32c)
                 return
             if self.head is not None and version < self.head:
                 raise GapError(f"version {version} is not above the head {self.head}")
-            if version not in self._staged and len(self._staged) >= STAGED_VERSIONS_MAX:
-                raise LimitError(
-                    f"version {version}: versions {[str(one) for one in self._staged]} are staged and not "
-                    "committed; commit one of them or open a new generation"
-                )
-            path = blob_path(self._directory, version, kind=kind, name=name)
-            path.parent.mkdir(exist_ok=True)
-            staged = self._staged.setdefault(version, {})
-            staged.pop(name, None)
-            # Within the mutex, so that no late writer can touch a version that was committed meanwhile.
-            if kind not in SHARED_KINDS or not path.exists() or path.read_bytes() != data:
-                write_durable(path, data)
-            staged[name] = (len(data), crc32c(data))
+            self._staging.add(version, kind=kind, name=name, data=data, data_crc32c=found_crc32c)
+
+    def sync(self) -> None:
+        """All that was staged is durable when it returns; publishers that wait together share one sync.
+
+        Raises: LogError; then what was not durable before must be staged again.
+        """
+        self._staging.sync()
+
+    def located(self, manifest: Manifest, *, shard: int | None = None) -> Manifest:
+        """The manifest with the place of every blob that is staged and durable here (staging.py)."""
+        return self._staging.located(manifest, shard=shard)
 
     def commit(self, manifest: Manifest) -> bool:
-        """Make a staged version visible. The order of the steps is the guarantee:
+        """Make a version visible. The order of the steps is the guarantee:
 
           1. the writer is not fenced, and the version follows the head
-          2. every blob is there, durable, with the length and checksum that the manifest says
-          3. the folders of these blobs are durable
-          4. the manifest is created, exclusively and durably: from here on the version exists
-          5. what the version made superfluous is removed
+          2. what was staged here is durable; every blob is there with the length and checksum that the
+             manifest says, those of other shards too, which name only durable places
+          3. the manifest is created, exclusively and durably: from here on the version exists
 
         Returns: True if this very commit had been made before.
         Raises: FencedError, ConflictError, GapError, MissingBlobError, BadBlobError; the log is unchanged.
         """
-        sealed = seal_manifest(encode_manifest(manifest))
-        version = manifest.version
+        if not self.coordinates:
+            raise LogError(f"version {manifest.version}: shard {self.shard} does not commit, shard 0 does")
+        self.sync()
         with self._mutex:
-            if self._check(manifest):
+            if self.check(manifest):
                 return True
-            for blob in manifest.blobs:
-                self._check_staged(version, blob)
-            version_directory = self._directory / "versions" / str(version)
-            version_directory.mkdir(exist_ok=True)
-            self._remove_unnamed(version_directory, manifest)
-            for directory in (version_directory, version_directory.parent, self._directory / "content"):
-                fsync_directory(directory)
-            self._create_manifest(version, sealed)
-            self._manifests = {**self._manifests, version: manifest}
-            for older in [staged for staged in self._staged if staged <= version]:
-                self._forget_staged(older, keep_files=older == version)
-            self._retain()
+            placed = self.located(manifest)
+            reach("commit_durable")
+            position = self.entries[-1].position + 1 if self.entries else 1
+            self._create_manifest(position, placed)
+            self._view = LogView([*self.entries, Entry(position, placed)])
+            self._staging.forget(lambda version: version <= placed.version)
         return False
 
     def check(self, manifest: Manifest) -> bool:
@@ -183,171 +217,179 @@ class VersionLog:
 
         Raises: FencedError, ConflictError, GapError.
         """
+        version = manifest.version
         with self._mutex:
-            return self._check(manifest)
+            check_generation(version, fenced_generation=self._fenced_generation)
+            committed = self._view.get(version)
+            if committed is None:
+                check_follows(manifest, head=self.head)
+                return False
+        if without_places(committed.manifest) != without_places(manifest):
+            raise_taken(committed.manifest, what="with another manifest")
+        return True
 
-    def read_staged(self, version: Version, blob: BlobRef) -> bytes:
-        """The bytes of a blob that is staged for a version to come, checked against its reference.
-
-        Raises: MissingBlobError, BadBlobError.
-        """
-        with self._mutex:
-            self._check_staged(version, blob)
-            path = blob_path(self._directory, version, kind=blob.kind, name=blob.name)
-            data = path.read_bytes() if path.is_file() else None
-        problem = blob_problem(data, blob)
-        if data is None or problem is not None:
-            raise BadBlobError(f"version {version}: {problem}; publish it again")
-        return data
-
-    def read_blob(self, version: Version, name: str) -> bytes:
-        """The bytes of one blob, checked.
+    def read_blob(self, manifest: Manifest, name: str) -> bytes | memoryview:
+        """The bytes of one blob of a version, staged or committed, or of a snapshot, checked.
 
         Raises: LogDamageError if it is not what was committed, MissingBlobError if the version was
             dropped by retention meanwhile.
         """
-        manifest = self._manifests.get(version)
-        blob = next((one for one in manifest.blobs if one.name == name), None) if manifest else None
+        blob = next((one for one in manifest.blobs if one.name == name), None)
         if blob is None:
-            raise MissingBlobError(f"version {version}: blob '{name}' is not in the log any more")
-        path = blob_path(self._directory, version, kind=blob.kind, name=name)
-        try:
-            data: bytes | None = path.read_bytes()
-        except FileNotFoundError as error:
-            if version not in self._manifests:
-                raise MissingBlobError(f"version {version} is not in the log any more") from error
-            data = None
-        problem = blob_problem(data, blob)
-        if data is None or problem is not None:
-            raise LogDamageError(
-                f"version {version}: {problem}. Publish a full version: it needs none of those before."
-            )
-        return data
+            raise MissingBlobError(f"version {manifest.version}: it has no blob '{name}'")
+        data, problem = read_blob_of(self.store, manifest.version, blob)
+        if data is not None:
+            return data
+        if not self.coordinates:
+            self.refresh()
+        if self._view.get(manifest.version) is None:
+            raise MissingBlobError(f"version {manifest.version}: {problem}; it is not in the log (any more)")
+        raise LogDamageError(
+            f"version {manifest.version}: {problem}. Publish a full version: it needs none of those before."
+        )
 
-    def read(self, version: Version) -> Manifest:
-        """Raises: MissingBlobError if there is no such version (any more)."""
-        try:
-            return self._manifests[version]
-        except KeyError:
-            raise MissingBlobError(f"version {version} is not in the log") from None
+    def plan_after(self, held: Version | None) -> list[Manifest]:
+        """What a reader that holds `held` loads, in order; empty: it has nothing to do (log_order.py)."""
+        return self._view.plan_after(held)
 
-    def versions_after(self, held: Version | None) -> list[Version]:
-        """What a subscriber that holds `held` loads, in order; empty: it has nothing to do.
+    def num_after(self, held: Version | None) -> int:
+        """How many versions follow `held`; all of them if the log does not know it."""
+        return self._view.num_after(held)
 
-        The versions that follow `held` if the log knows it; else the newest full one and all after it.
-        A subscriber that is ahead of the head (the log lost its newest versions) waits.
+    def chain_to(self, version: Version) -> list[Manifest]:
+        """The manifests whose rows, one over the other, are the version's. Raises: MissingBlobError."""
+        return self._view.chain_to(version)
+
+    def promoted(self) -> Version | None:
+        """The version of the stable channel; None: none was promoted. Raises: LogDamageError."""
+        return self._promoted if self.coordinates else read_promoted(self.store)
+
+    def promote(self, version: Version) -> None:
+        """Name the version of the stable channel, durably; retention keeps its chain from here on.
+
+        Raises: MissingBlobError if the log does not have the version, LogError.
         """
-        versions = list(self._manifests)
-        if not versions or (held is not None and held >= versions[-1]):
-            return []
-        if held in self._manifests:
-            return versions[versions.index(held) + 1 :]
-        fulls = [index for index, version in enumerate(versions) if self._manifests[version].kind == "full"]
-        return versions[fulls[-1] :]
+        if not self.coordinates:
+            raise LogError(f"shard {self.shard} does not promote: ask shard 0")
+        with self._mutex:
+            self.chain_to(version)
+            write_promoted(self.store, version)
+            self._promoted = version
 
-    def _check_generation(self, version: Version) -> None:
-        if version.generation < self._fenced_generation:
-            raise FencedError(
-                f"version {version}: generation {self._fenced_generation} has been opened, so generation "
-                f"{version.generation} is fenced. Another trainer has taken over: stop this one."
-            )
+    def catch_up(self) -> list[Manifest]:
+        """Versions that are in the store and not known here yet: the other shards poll one name with it.
 
-    def _check(self, manifest: Manifest) -> bool:
-        version = manifest.version
-        self._check_generation(version)
-        committed = self._manifests.get(version)
-        if committed is None:
-            self._check_follows(manifest)
-            return False
-        if committed != manifest:
-            raise ConflictError(f"version {version} is committed already, with another manifest")
-        return True
+        The coordinator asks after a commit that failed, which may have created its manifest all the same.
+        Raises: GapError if the log was repaired meanwhile: open it anew. ManifestError.
+        """
+        news: list[Manifest] = []
+        while True:
+            position = self.entries[-1].position + 1 if self.entries else 1
+            try:
+                manifest = read_manifest(self.store, position_name(MANIFESTS, position))
+            except StoreMissingError:
+                return news
+            if self.coordinates:
+                self.store.replace(position_name(MANIFESTS, position), seal_manifest(manifest))
+            with self._mutex:
+                if manifest.parent != self.head:
+                    raise GapError(
+                        f"version {manifest.version} follows {manifest.parent}, this shard holds "
+                        f"{self.head}: the log has changed; start this shard again"
+                    )
+                self._view = LogView([*self.entries, Entry(position, manifest)])
+                self._fenced_generation = max(self._fenced_generation, manifest.version.generation)
+                self._staging.forget(manifest.version.__ge__)
+            news.append(manifest)
 
-    def _create_manifest(self, version: Version, sealed: bytes) -> None:
-        path = self._manifest_path(version)
+    def refresh(self) -> None:
+        """For the other shards: see which versions the coordinator dropped and which snapshots it made."""
+        present, made = set(positions_in(self.store, MANIFESTS)), set(positions_in(self.store, SNAPSHOTS))
+        with self._mutex:
+            kept = [entry for entry in self.entries if entry.position in present]
+            for index, entry in enumerate(kept):
+                if entry.snapshot is None and entry.position in made:
+                    snapshot = read_manifest(self.store, position_name(SNAPSHOTS, entry.position))
+                    kept[index] = replace(entry, snapshot=snapshot)
+            self._view = LogView(kept)
+
+    def append_snapshot(self, version: Version, *, name: str, data: bytes) -> tuple[str, int]:
+        """Add one blob of a snapshot to come; returns its segment and offset. Durable after `sync`."""
+        place = self._segments.append(version, name, data, data_crc32c=crc32c(data))
+        return place.segment, place.segment_offset
+
+    def roll_segment(self) -> None:
+        """What comes next begins a segment, so that a snapshot can be dropped by itself."""
+        self._segments.roll()
+
+    def add_snapshot(self, snapshot: Manifest) -> bool:
+        """Let readers begin with a version's whole content; every blob must be durable.
+
+        Returns: False if retention dropped the version meanwhile.
+        """
+        with self._mutex:
+            entry = self._view.get(snapshot.version)
+            if entry is None:
+                return False
+            self.store.create(position_name(SNAPSHOTS, entry.position), seal_manifest(snapshot))
+            entries = [
+                replace(one, snapshot=snapshot) if one.position == entry.position else one
+                for one in self.entries
+            ]
+            self._view = LogView(entries)
+            return True
+
+    def retain(self) -> int:
+        """Drop what lies before the oldest base that is kept, then what nothing names; how many versions.
+
+        Each shard drops its own segments; manifests, snapshots and content are the coordinator's.
+        Raises: LogError; repeating it is safe.
+        """
+        with self._mutex:
+            dropped: list[Entry] = []
+            if self.coordinates:
+                first = num_dropped(self.entries, keep_full=self._keep_full, promoted=self._promoted)
+                dropped = self.entries[:first]
+                # Oldest first: a crash in between leaves a log whose start is merely further on.
+                for entry in dropped:
+                    self.store.delete(position_name(MANIFESTS, entry.position))
+                    if entry.snapshot is not None:
+                        self.store.delete(position_name(SNAPSHOTS, entry.position))
+                self._view = LogView(self.entries[first:])
+                reach("retain_manifests")
+                if dropped:
+                    self._drop_content()
+            else:
+                self.refresh()
+            if dropped or not self.coordinates:
+                self._segments.drop(named=named_segments(self.entries), head=self.head)
+            reach("retain_segments")
+            return len(dropped)
+
+    def collect(self) -> list[str]:
+        """Retention, and every segment and program that nothing names; the names of those segments."""
+        with self._mutex:
+            self.retain()
+            if self.coordinates:
+                self._drop_content()
+            return self._segments.drop(named=named_segments(self.entries), head=self.head)
+
+    def _drop_content(self) -> None:
+        named = named_content(self.entries) | self._staging.names()
+        for name in self.store.list(CONTENT):
+            if name[len(CONTENT) :] not in named:
+                self.store.delete(name)
+
+    def _create_manifest(self, position: int, manifest: Manifest) -> None:
+        name, sealed = position_name(MANIFESTS, position), seal_manifest(manifest)
         try:
-            create_durable(path, sealed)
-        except FileExistsError as error:
+            self.store.create(name, sealed)
+        except StoreExistsError as error:
             # An earlier try created it and failed right after, so nothing here knows of it yet.
-            if path.read_bytes() != sealed:
-                raise ConflictError(f"version {version}: another manifest lies in the log") from error
-            fsync_directory(path.parent)
-
-    def _check_follows(self, manifest: Manifest) -> None:
-        version, head = manifest.version, self.head
-        if manifest.parent != head:
-            raise GapError(
-                f"version {version} follows {manifest.parent}, but the head is {head}. "
-                "Publish a full version with the head as its parent."
-            )
-        if head is None:
-            if manifest.kind != "full":
-                raise GapError(f"version {version}: the first version of a log must be full")
-        elif version.generation == head.generation and version.sequence != head.sequence + 1:
-            raise GapError(f"version {version}: expected sequence {head.sequence + 1} after {head}")
-
-    def _check_staged(self, version: Version, blob: BlobRef) -> None:
-        found = self._staged.get(version, {}).get(blob.name)
-        if found is None and blob.kind in SHARED_KINDS:
-            # Named by its content, it may have come with an older version.
-            found = self._shared_blob(blob)
-        if found is None:
-            raise MissingBlobError(
-                f"version {version}: blob '{blob.name}' is not staged; publish the version again"
-            )
-        if found != (blob.num_bytes, blob.crc32c):
-            raise BadBlobError(
-                f"version {version}: blob '{blob.name}': the manifest says {blob.num_bytes} bytes with "
-                f"CRC32C {blob.crc32c:08x}, staged are {found[0]} with {found[1]:08x}; publish it again"
-            )
-
-    def _shared_blob(self, blob: BlobRef) -> tuple[int, int] | None:
-        for manifest in reversed(self._manifests.values()):
-            for one in manifest.blobs:
-                if one.name == blob.name:
-                    return (one.num_bytes, one.crc32c)
-        return None
-
-    def _check_same_blob(self, committed: Manifest, name: str, data: bytes) -> None:
-        found = (len(data), crc32c(data))
-        if not any((one.num_bytes, one.crc32c) == found for one in committed.blobs if one.name == name):
-            raise ConflictError(
-                f"version {committed.version} is committed already, without such a blob '{name}'"
-            )
-
-    def _manifest_path(self, version: Version) -> Path:
-        return self._directory / "manifests" / str(version)
-
-    def _remove_unnamed(self, directory: Path, manifest: Manifest) -> None:
-        """Blobs of an attempt that was given up, whose version was then published otherwise."""
-        named = {blob.name for blob in manifest.blobs}
-        for path in directory.iterdir():
-            if path.name not in named:
-                path.unlink()
-
-    def _forget_staged(self, version: Version, *, keep_files: bool = False) -> None:
-        del self._staged[version]
-        if not keep_files:
-            remove_directory(self._directory / "versions" / str(version))
-
-    def _retain(self) -> None:
-        """Drop what lies before the oldest full version that is kept: manifests first, then blobs."""
-        versions = list(self._manifests)
-        fulls = [index for index, version in enumerate(versions) if self._manifests[version].kind == "full"]
-        dropped = versions[: fulls[max(0, len(fulls) - self._keep_full)]]
-        if not dropped:
-            return
-        self._manifests = {
-            version: manifest for version, manifest in self._manifests.items() if version not in dropped
-        }
-        # Oldest first: a crash in between leaves a log whose start is merely further on.
-        for version in dropped:
-            self._manifest_path(version).unlink()
-        fsync_directory(self._directory / "manifests")
-        for version in dropped:
-            remove_directory(self._directory / "versions" / str(version))
-        named = {blob.name for manifest in self._manifests.values() for blob in manifest.blobs}
-        named.update(name for staged in self._staged.values() for name in staged)
-        for path in (self._directory / "content").iterdir():
-            if path.name not in named:
-                path.unlink()
+            if without_places(read_manifest(self.store, name)) != without_places(manifest):
+                raise ConflictError(
+                    f"version {manifest.version}: position {position} holds another version: "
+                    "another process coordinates this log too. Stop one of them."
+                ) from error
+            self.store.replace(name, sealed)
+        reach("commit_created")

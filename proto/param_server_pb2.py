@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18proto/param_server.proto\x12\nfreshet.v1\"/\n\x07Version\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\")\n\x15OpenGenerationRequest\x12\x10\n\x08\x61t_least\x18\x01 \x01(\x04\"L\n\x13OpenGenerationReply\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12!\n\x04head\x18\x02 \x01(\x0b\x32\x13.freshet.v1.Version\"\x87\x01\n\x04\x42lob\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0c\n\x04part\x18\x06 \x01(\r\x12\x11\n\tnum_parts\x18\x07 \x01(\r\"4\n\x0cPublishReply\x12\x11\n\tnum_blobs\x18\x01 \x01(\r\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\"1\n\rCommitRequest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\"I\n\x0b\x43ommitReply\x12!\n\x04head\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x17\n\x0frepeated_commit\x18\x02 \x01(\x08\"F\n\x10SubscribeRequest\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12!\n\x04held\x18\x02 \x01(\x0b\x32\x13.freshet.v1.Version\"\x89\x01\n\x0bVersionPart\x12,\n\x08manifest\x18\x01 \x01(\x0b\x32\x18.freshet.v1.ManifestPartH\x00\x12 \n\x04\x62lob\x18\x02 \x01(\x0b\x32\x10.freshet.v1.BlobH\x00\x12\"\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x13.freshet.v1.VersionH\x00\x42\x06\n\x04part\",\n\x0cManifestPart\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\")\n\x0bPullRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\"R\n\tPullReply\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x0f\n\x07segment\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\"\x0f\n\rStatusRequest\"\xef\x01\n\x0bShardStatus\x12!\n\x04head\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x14\n\x0cnum_versions\x18\x02 \x01(\x04\x12\x10\n\x08num_full\x18\x03 \x01(\x04\x12\x11\n\tnum_delta\x18\x04 \x01(\x04\x12\x10\n\x08num_rows\x18\x05 \x01(\x04\x12\x17\n\x0f\x62ytes_published\x18\x06 \x01(\x04\x12\x17\n\x0fnum_subscribers\x18\x07 \x01(\r\x12\x19\n\x11\x66\x65nced_generation\x18\x08 \x01(\x04\x12\x0e\n\x06\x64\x61mage\x18\t \x03(\t\x12\x13\n\x0bsubscribers\x18\n \x03(\t\"\x8e\x02\n\rReplicaStatus\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x03\x12\x10\n\x08num_rows\x18\x04 \x01(\x04\x12\x17\n\x0fnum_predictions\x18\x05 \x01(\x04\x12\x17\n\x0fnum_unknown_ids\x18\x06 \x01(\x04\x12+\n\x07\x61pplied\x18\x07 \x03(\x0b\x32\x1a.freshet.v1.AppliedVersion\x12\x13\n\x0bnum_reloads\x18\x08 \x01(\x04\x12\x1c\n\x14num_refused_requests\x18\t \x01(\x04\x12\x14\n\x0clast_refusal\x18\n \x01(\t\"J\n\x0e\x41ppliedVersion\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x12\n\nvisible_ms\x18\x02 \x01(\x03\x32\x96\x03\n\x0bParamServer\x12T\n\x0eOpenGeneration\x12!.freshet.v1.OpenGenerationRequest\x1a\x1f.freshet.v1.OpenGenerationReply\x12\x37\n\x07Publish\x12\x10.freshet.v1.Blob\x1a\x18.freshet.v1.PublishReply(\x01\x12<\n\x06\x43ommit\x12\x19.freshet.v1.CommitRequest\x1a\x17.freshet.v1.CommitReply\x12\x44\n\tSubscribe\x12\x1c.freshet.v1.SubscribeRequest\x1a\x17.freshet.v1.VersionPart0\x01\x12\x36\n\x04Pull\x12\x17.freshet.v1.PullRequest\x1a\x15.freshet.v1.PullReply\x12<\n\x06Status\x12\x19.freshet.v1.StatusRequest\x1a\x17.freshet.v1.ShardStatus2I\n\x07Replica\x12>\n\x06Status\x12\x19.freshet.v1.StatusRequest\x1a\x19.freshet.v1.ReplicaStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18proto/param_server.proto\x12\nfreshet.v1\"/\n\x07Version\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\")\n\x15OpenGenerationRequest\x12\x10\n\x08\x61t_least\x18\x01 \x01(\x04\"L\n\x13OpenGenerationReply\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12!\n\x04head\x18\x02 \x01(\x0b\x32\x13.freshet.v1.Version\"\x87\x01\n\x04\x42lob\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0c\n\x04part\x18\x06 \x01(\r\x12\x11\n\tnum_parts\x18\x07 \x01(\r\"4\n\x0cPublishReply\x12\x11\n\tnum_blobs\x18\x01 \x01(\r\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\"1\n\rCommitRequest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\"4\n\x0cPrepareReply\x12$\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x15.freshet.v1.BlobPlace\"B\n\tBlobPlace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07segment\x18\x02 \x01(\t\x12\x16\n\x0esegment_offset\x18\x03 \x01(\x04\"I\n\x0b\x43ommitReply\x12!\n\x04head\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x17\n\x0frepeated_commit\x18\x02 \x01(\x08\"V\n\x10SubscribeRequest\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12!\n\x04held\x18\x02 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x0e\n\x06shards\x18\x03 \x03(\r\"\x89\x01\n\x0bVersionPart\x12,\n\x08manifest\x18\x01 \x01(\x0b\x32\x18.freshet.v1.ManifestPartH\x00\x12 \n\x04\x62lob\x18\x02 \x01(\x0b\x32\x10.freshet.v1.BlobH\x00\x12\"\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x13.freshet.v1.VersionH\x00\x42\x06\n\x04part\",\n\x0cManifestPart\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\")\n\x0bPullRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\"f\n\tPullReply\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x0f\n\x07segment\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\x12\x12\n\nincomplete\x18\x04 \x01(\x08\"\x11\n\x0fVersionsRequest\":\n\rVersionsReply\x12)\n\x08versions\x18\x01 \x03(\x0b\x32\x17.freshet.v1.VersionInfo\"\xf4\x01\n\x0bVersionInfo\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12#\n\x06parent\x18\x02 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0chas_snapshot\x18\x04 \x01(\x08\x12\x10\n\x08num_rows\x18\x05 \x01(\x04\x12\x13\n\x0bnum_deletes\x18\x06 \x01(\x04\x12\x11\n\tnum_bytes\x18\x07 \x01(\x04\x12\x12\n\ncreated_ms\x18\x08 \x01(\x03\x12(\n\x0brollback_of\x18\t \x01(\x0b\x32\x13.freshet.v1.Version\"7\n\x0fRollbackRequest\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\"2\n\rRollbackReply\x12!\n\x04head\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\"\x0f\n\rStatusRequest\"\xeb\x03\n\x0bShardStatus\x12!\n\x04head\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x14\n\x0cnum_versions\x18\x02 \x01(\x04\x12\x10\n\x08num_full\x18\x03 \x01(\x04\x12\x11\n\tnum_delta\x18\x04 \x01(\x04\x12\x10\n\x08num_rows\x18\x05 \x01(\x04\x12\x17\n\x0f\x62ytes_published\x18\x06 \x01(\x04\x12\x17\n\x0fnum_subscribers\x18\x07 \x01(\r\x12\x19\n\x11\x66\x65nced_generation\x18\x08 \x01(\x04\x12\x0e\n\x06\x64\x61mage\x18\t \x03(\t\x12\x13\n\x0bsubscribers\x18\n \x03(\t\x12\r\n\x05shard\x18\x0b \x01(\r\x12\x12\n\nnum_shards\x18\x0c \x01(\r\x12\x15\n\rnum_snapshots\x18\r \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x0e \x01(\x04\x12\x14\n\x0cnum_left_out\x18\x0f \x01(\x04\x12\x13\n\x0bnum_cut_off\x18\x10 \x01(\x04\x12\x35\n\x07refused\x18\x11 \x03(\x0b\x32$.freshet.v1.ShardStatus.RefusedEntry\x12\x18\n\x10num_rows_refused\x18\x12 \x01(\x04\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x8a\x04\n\rReplicaStatus\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x03\x12\x10\n\x08num_rows\x18\x04 \x01(\x04\x12\x17\n\x0fnum_predictions\x18\x05 \x01(\x04\x12\x17\n\x0fnum_unknown_ids\x18\x06 \x01(\x04\x12+\n\x07\x61pplied\x18\x07 \x03(\x0b\x32\x1a.freshet.v1.AppliedVersion\x12\x13\n\x0bnum_reloads\x18\x08 \x01(\x04\x12\x1c\n\x14num_refused_requests\x18\t \x01(\x04\x12\x14\n\x0clast_refusal\x18\n \x01(\t\x12#\n\x06pinned\x18\x0b \x01(\x0b\x32\x13.freshet.v1.Version\x12\x0f\n\x07\x63hannel\x18\x0c \x01(\t\x12%\n\x08promoted\x18\r \x01(\x0b\x32\x13.freshet.v1.Version\x12\x15\n\rnum_row_bytes\x18\x0e \x01(\x04\x12\x1c\n\x14num_rows_over_budget\x18\x0f \x01(\x04\x12\x18\n\x10num_rows_expired\x18\x10 \x01(\x04\x12\x1c\n\x14num_rows_other_shard\x18\x11 \x01(\x04\x12\x16\n\x0enum_moves_back\x18\x12 \x01(\x04\x12\x18\n\x10num_rows_refused\x18\x13 \x01(\x04\"2\n\nPinRequest\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\"D\n\rReplayRequest\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\"\n\x05until\x18\x02 \x01(\x0b\x32\x13.freshet.v1.Version\"6\n\x0ePromoteRequest\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\"1\n\tPromotion\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\"J\n\x0e\x41ppliedVersion\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.freshet.v1.Version\x12\x12\n\nvisible_ms\x18\x02 \x01(\x03\x32\xde\x04\n\x0bParamServer\x12T\n\x0eOpenGeneration\x12!.freshet.v1.OpenGenerationRequest\x1a\x1f.freshet.v1.OpenGenerationReply\x12\x37\n\x07Publish\x12\x10.freshet.v1.Blob\x1a\x18.freshet.v1.PublishReply(\x01\x12>\n\x07Prepare\x12\x19.freshet.v1.CommitRequest\x1a\x18.freshet.v1.PrepareReply\x12<\n\x06\x43ommit\x12\x19.freshet.v1.CommitRequest\x1a\x17.freshet.v1.CommitReply\x12\x44\n\tSubscribe\x12\x1c.freshet.v1.SubscribeRequest\x1a\x17.freshet.v1.VersionPart0\x01\x12\x36\n\x04Pull\x12\x17.freshet.v1.PullRequest\x1a\x15.freshet.v1.PullReply\x12\x42\n\x08Versions\x12\x1b.freshet.v1.VersionsRequest\x1a\x19.freshet.v1.VersionsReply\x12\x42\n\x08Rollback\x12\x1b.freshet.v1.RollbackRequest\x1a\x19.freshet.v1.RollbackReply\x12<\n\x06Status\x12\x19.freshet.v1.StatusRequest\x1a\x17.freshet.v1.ShardStatus2\xc2\x01\n\x07Replica\x12>\n\x06Status\x12\x19.freshet.v1.StatusRequest\x1a\x19.freshet.v1.ReplicaStatus\x12\x38\n\x03Pin\x12\x16.freshet.v1.PinRequest\x1a\x19.freshet.v1.ReplicaStatus\x12=\n\x05Unpin\x12\x19.freshet.v1.StatusRequest\x1a\x19.freshet.v1.ReplicaStatus2\xc5\x01\n\x07History\x12>\n\x06Replay\x12\x19.freshet.v1.ReplayRequest\x1a\x17.freshet.v1.VersionPart0\x01\x12<\n\x07Promote\x12\x1a.freshet.v1.PromoteRequest\x1a\x15.freshet.v1.Promotion\x12<\n\x08Promoted\x12\x19.freshet.v1.StatusRequest\x1a\x15.freshet.v1.Promotionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.param_server_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SHARDSTATUS_REFUSEDENTRY']._loaded_options = None
+  _globals['_SHARDSTATUS_REFUSEDENTRY']._serialized_options = b'8\001'
   _globals['_VERSION']._serialized_start=40
   _globals['_VERSION']._serialized_end=87
   _globals['_OPENGENERATIONREQUEST']._serialized_start=89
@@ -43,28 +45,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHREPLY']._serialized_end=400
   _globals['_COMMITREQUEST']._serialized_start=402
   _globals['_COMMITREQUEST']._serialized_end=451
-  _globals['_COMMITREPLY']._serialized_start=453
-  _globals['_COMMITREPLY']._serialized_end=526
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=528
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=598
-  _globals['_VERSIONPART']._serialized_start=601
-  _globals['_VERSIONPART']._serialized_end=738
-  _globals['_MANIFESTPART']._serialized_start=740
-  _globals['_MANIFESTPART']._serialized_end=784
-  _globals['_PULLREQUEST']._serialized_start=786
-  _globals['_PULLREQUEST']._serialized_end=827
-  _globals['_PULLREPLY']._serialized_start=829
-  _globals['_PULLREPLY']._serialized_end=911
-  _globals['_STATUSREQUEST']._serialized_start=913
-  _globals['_STATUSREQUEST']._serialized_end=928
-  _globals['_SHARDSTATUS']._serialized_start=931
-  _globals['_SHARDSTATUS']._serialized_end=1170
-  _globals['_REPLICASTATUS']._serialized_start=1173
-  _globals['_REPLICASTATUS']._serialized_end=1443
-  _globals['_APPLIEDVERSION']._serialized_start=1445
-  _globals['_APPLIEDVERSION']._serialized_end=1519
-  _globals['_PARAMSERVER']._serialized_start=1522
-  _globals['_PARAMSERVER']._serialized_end=1928
-  _globals['_REPLICA']._serialized_start=1930
-  _globals['_REPLICA']._serialized_end=2003
+  _globals['_PREPAREREPLY']._serialized_start=453
+  _globals['_PREPAREREPLY']._serialized_end=505
+  _globals['_BLOBPLACE']._serialized_start=507
+  _globals['_BLOBPLACE']._serialized_end=573
+  _globals['_COMMITREPLY']._serialized_start=575
+  _globals['_COMMITREPLY']._serialized_end=648
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=650
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=736
+  _globals['_VERSIONPART']._serialized_start=739
+  _globals['_VERSIONPART']._serialized_end=876
+  _globals['_MANIFESTPART']._serialized_start=878
+  _globals['_MANIFESTPART']._serialized_end=922
+  _globals['_PULLREQUEST']._serialized_start=924
+  _globals['_PULLREQUEST']._serialized_end=965
+  _globals['_PULLREPLY']._serialized_start=967
+  _globals['_PULLREPLY']._serialized_end=1069
+  _globals['_VERSIONSREQUEST']._serialized_start=1071
+  _globals['_VERSIONSREQUEST']._serialized_end=1088
+  _globals['_VERSIONSREPLY']._serialized_start=1090
+  _globals['_VERSIONSREPLY']._serialized_end=1148
+  _globals['_VERSIONINFO']._serialized_start=1151
+  _globals['_VERSIONINFO']._serialized_end=1395
+  _globals['_ROLLBACKREQUEST']._serialized_start=1397
+  _globals['_ROLLBACKREQUEST']._serialized_end=1452
+  _globals['_ROLLBACKREPLY']._serialized_start=1454
+  _globals['_ROLLBACKREPLY']._serialized_end=1504
+  _globals['_STATUSREQUEST']._serialized_start=1506
+  _globals['_STATUSREQUEST']._serialized_end=1521
+  _globals['_SHARDSTATUS']._serialized_start=1524
+  _globals['_SHARDSTATUS']._serialized_end=2015
+  _globals['_SHARDSTATUS_REFUSEDENTRY']._serialized_start=1969
+  _globals['_SHARDSTATUS_REFUSEDENTRY']._serialized_end=2015
+  _globals['_REPLICASTATUS']._serialized_start=2018
+  _globals['_REPLICASTATUS']._serialized_end=2540
+  _globals['_PINREQUEST']._serialized_start=2542
+  _globals['_PINREQUEST']._serialized_end=2592
+  _globals['_REPLAYREQUEST']._serialized_start=2594
+  _globals['_REPLAYREQUEST']._serialized_end=2662
+  _globals['_PROMOTEREQUEST']._serialized_start=2664
+  _globals['_PROMOTEREQUEST']._serialized_end=2718
+  _globals['_PROMOTION']._serialized_start=2720
+  _globals['_PROMOTION']._serialized_end=2769
+  _globals['_APPLIEDVERSION']._serialized_start=2771
+  _globals['_APPLIEDVERSION']._serialized_end=2845
+  _globals['_PARAMSERVER']._serialized_start=2848
+  _globals['_PARAMSERVER']._serialized_end=3454
+  _globals['_REPLICA']._serialized_start=3457
+  _globals['_REPLICA']._serialized_end=3651
+  _globals['_HISTORY']._serialized_start=3654
+  _globals['_HISTORY']._serialized_end=3851
 # @@protoc_insertion_point(module_scope)

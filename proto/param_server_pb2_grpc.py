@@ -45,6 +45,11 @@ class ParamServerStub:
                 request_serializer=proto_dot_param__server__pb2.Blob.SerializeToString,
                 response_deserializer=proto_dot_param__server__pb2.PublishReply.FromString,
                 _registered_method=True)
+        self.Prepare = channel.unary_unary(
+                '/freshet.v1.ParamServer/Prepare',
+                request_serializer=proto_dot_param__server__pb2.CommitRequest.SerializeToString,
+                response_deserializer=proto_dot_param__server__pb2.PrepareReply.FromString,
+                _registered_method=True)
         self.Commit = channel.unary_unary(
                 '/freshet.v1.ParamServer/Commit',
                 request_serializer=proto_dot_param__server__pb2.CommitRequest.SerializeToString,
@@ -59,6 +64,16 @@ class ParamServerStub:
                 '/freshet.v1.ParamServer/Pull',
                 request_serializer=proto_dot_param__server__pb2.PullRequest.SerializeToString,
                 response_deserializer=proto_dot_param__server__pb2.PullReply.FromString,
+                _registered_method=True)
+        self.Versions = channel.unary_unary(
+                '/freshet.v1.ParamServer/Versions',
+                request_serializer=proto_dot_param__server__pb2.VersionsRequest.SerializeToString,
+                response_deserializer=proto_dot_param__server__pb2.VersionsReply.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/freshet.v1.ParamServer/Rollback',
+                request_serializer=proto_dot_param__server__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=proto_dot_param__server__pb2.RollbackReply.FromString,
                 _registered_method=True)
         self.Status = channel.unary_unary(
                 '/freshet.v1.ParamServer/Status',
@@ -84,8 +99,16 @@ class ParamServerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prepare(self, request, context):
+        """For a shard other than 0: checks its part of a version to come and answers where it lies, durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Commit(self, request, context):
-        """Makes the staged version durable and visible. Idempotent: a repeat of the same commit answers the same.
+        """At shard 0: makes the staged version durable and visible. Idempotent: a repeat of the same commit answers the same.
+        At another shard: takes over what shard 0 has committed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +123,20 @@ class ParamServerServicer:
 
     def Pull(self, request, context):
         """The newest rows of some ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Versions(self, request, context):
+        """Every version in the log, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Commits a new version with the content of an older one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +161,11 @@ def add_ParamServerServicer_to_server(servicer, server):
                     request_deserializer=proto_dot_param__server__pb2.Blob.FromString,
                     response_serializer=proto_dot_param__server__pb2.PublishReply.SerializeToString,
             ),
+            'Prepare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prepare,
+                    request_deserializer=proto_dot_param__server__pb2.CommitRequest.FromString,
+                    response_serializer=proto_dot_param__server__pb2.PrepareReply.SerializeToString,
+            ),
             'Commit': grpc.unary_unary_rpc_method_handler(
                     servicer.Commit,
                     request_deserializer=proto_dot_param__server__pb2.CommitRequest.FromString,
@@ -138,6 +180,16 @@ def add_ParamServerServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=proto_dot_param__server__pb2.PullRequest.FromString,
                     response_serializer=proto_dot_param__server__pb2.PullReply.SerializeToString,
+            ),
+            'Versions': grpc.unary_unary_rpc_method_handler(
+                    servicer.Versions,
+                    request_deserializer=proto_dot_param__server__pb2.VersionsRequest.FromString,
+                    response_serializer=proto_dot_param__server__pb2.VersionsReply.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=proto_dot_param__server__pb2.RollbackRequest.FromString,
+                    response_serializer=proto_dot_param__server__pb2.RollbackReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -199,6 +251,33 @@ class ParamServer:
             '/freshet.v1.ParamServer/Publish',
             proto_dot_param__server__pb2.Blob.SerializeToString,
             proto_dot_param__server__pb2.PublishReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prepare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.v1.ParamServer/Prepare',
+            proto_dot_param__server__pb2.CommitRequest.SerializeToString,
+            proto_dot_param__server__pb2.PrepareReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -291,6 +370,60 @@ class ParamServer:
             _registered_method=True)
 
     @staticmethod
+    def Versions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.v1.ParamServer/Versions',
+            proto_dot_param__server__pb2.VersionsRequest.SerializeToString,
+            proto_dot_param__server__pb2.VersionsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.v1.ParamServer/Rollback',
+            proto_dot_param__server__pb2.RollbackRequest.SerializeToString,
+            proto_dot_param__server__pb2.RollbackReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Status(request,
             target,
             options=(),
@@ -333,6 +466,16 @@ class ReplicaStub:
                 request_serializer=proto_dot_param__server__pb2.StatusRequest.SerializeToString,
                 response_deserializer=proto_dot_param__server__pb2.ReplicaStatus.FromString,
                 _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/freshet.v1.Replica/Pin',
+                request_serializer=proto_dot_param__server__pb2.PinRequest.SerializeToString,
+                response_deserializer=proto_dot_param__server__pb2.ReplicaStatus.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/freshet.v1.Replica/Unpin',
+                request_serializer=proto_dot_param__server__pb2.StatusRequest.SerializeToString,
+                response_deserializer=proto_dot_param__server__pb2.ReplicaStatus.FromString,
+                _registered_method=True)
 
 
 class ReplicaServicer:
@@ -345,11 +488,35 @@ class ReplicaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pin(self, request, context):
+        """Stay at a version, or go to it, older or newer; answers at once, Status tells when it is there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Follow the channel again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplicaServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
+                    request_deserializer=proto_dot_param__server__pb2.StatusRequest.FromString,
+                    response_serializer=proto_dot_param__server__pb2.ReplicaStatus.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=proto_dot_param__server__pb2.PinRequest.FromString,
+                    response_serializer=proto_dot_param__server__pb2.ReplicaStatus.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
                     request_deserializer=proto_dot_param__server__pb2.StatusRequest.FromString,
                     response_serializer=proto_dot_param__server__pb2.ReplicaStatus.SerializeToString,
             ),
@@ -382,6 +549,223 @@ class Replica:
             '/freshet.v1.Replica/Status',
             proto_dot_param__server__pb2.StatusRequest.SerializeToString,
             proto_dot_param__server__pb2.ReplicaStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.v1.Replica/Pin',
+            proto_dot_param__server__pb2.PinRequest.SerializeToString,
+            proto_dot_param__server__pb2.ReplicaStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.v1.Replica/Unpin',
+            proto_dot_param__server__pb2.StatusRequest.SerializeToString,
+            proto_dot_param__server__pb2.ReplicaStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class HistoryStub:
+    """What a shard's log still knows, for replicas that do not follow its head.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Replay = channel.unary_stream(
+                '/freshet.v1.History/Replay',
+                request_serializer=proto_dot_param__server__pb2.ReplayRequest.SerializeToString,
+                response_deserializer=proto_dot_param__server__pb2.VersionPart.FromString,
+                _registered_method=True)
+        self.Promote = channel.unary_unary(
+                '/freshet.v1.History/Promote',
+                request_serializer=proto_dot_param__server__pb2.PromoteRequest.SerializeToString,
+                response_deserializer=proto_dot_param__server__pb2.Promotion.FromString,
+                _registered_method=True)
+        self.Promoted = channel.unary_unary(
+                '/freshet.v1.History/Promoted',
+                request_serializer=proto_dot_param__server__pb2.StatusRequest.SerializeToString,
+                response_deserializer=proto_dot_param__server__pb2.Promotion.FromString,
+                _registered_method=True)
+
+
+class HistoryServicer:
+    """What a shard's log still knows, for replicas that do not follow its head.
+    """
+
+    def Replay(self, request, context):
+        """The chain that ends at one version: a full version and the deltas up to it, then the stream ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Promote(self, request, context):
+        """Names the version that replicas of the stable channel answer from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Promoted(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_HistoryServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Replay': grpc.unary_stream_rpc_method_handler(
+                    servicer.Replay,
+                    request_deserializer=proto_dot_param__server__pb2.ReplayRequest.FromString,
+                    response_serializer=proto_dot_param__server__pb2.VersionPart.SerializeToString,
+            ),
+            'Promote': grpc.unary_unary_rpc_method_handler(
+                    servicer.Promote,
+                    request_deserializer=proto_dot_param__server__pb2.PromoteRequest.FromString,
+                    response_serializer=proto_dot_param__server__pb2.Promotion.SerializeToString,
+            ),
+            'Promoted': grpc.unary_unary_rpc_method_handler(
+                    servicer.Promoted,
+                    request_deserializer=proto_dot_param__server__pb2.StatusRequest.FromString,
+                    response_serializer=proto_dot_param__server__pb2.Promotion.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'freshet.v1.History', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('freshet.v1.History', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class History:
+    """What a shard's log still knows, for replicas that do not follow its head.
+    """
+
+    @staticmethod
+    def Replay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/freshet.v1.History/Replay',
+            proto_dot_param__server__pb2.ReplayRequest.SerializeToString,
+            proto_dot_param__server__pb2.VersionPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.v1.History/Promote',
+            proto_dot_param__server__pb2.PromoteRequest.SerializeToString,
+            proto_dot_param__server__pb2.Promotion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promoted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.v1.History/Promoted',
+            proto_dot_param__server__pb2.StatusRequest.SerializeToString,
+            proto_dot_param__server__pb2.Promotion.FromString,
             options,
             channel_credentials,
             insecure,

@@ -177,7 +177,9 @@ def _with_shard(config: Config, address: str | None) -> Config:
     if address is None:
         return config
     try:
-        return replace(config, serving=replace(config.serving, shard_address=address))
+        num_shards = address.count(",") + 1
+        serving = replace(config.serving, shard_address=address, num_shards=num_shards)
+        return replace(config, serving=serving)
     except ValueError as error:
         raise ConfigError(f"--shard-address: {error}") from error
 

@@ -1,22 +1,10 @@
-"""Named places in a training run at which a test kills or stops the process; idle in production.
-
-`reach("after_map")` does nothing but look at a global unless the environment armed that name:
-
-    FRESHET_FAILPOINT=NAME:HIT:ACTION   at the HIT-th time (from 1); ACTION: kill (SIGKILL) or stop (SIGSTOP)
-    FRESHET_FAILPOINT_LOG=FILE          one line a firing, durable before the signal: NAME:HIT
-
-With several ranks the variable RANK chooses one: NAME:HIT:ACTION:RANK. Only __main__ reads the environment.
-"""
+"""The named places in a training run at which a test kills or stops the process (proto/failpoints.py)."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 
+from proto.failpoints import arm_from_text, reach
 from trainer.errors import ConfigError
 
 FAILPOINTS = (
@@ -48,54 +36,21 @@ FAILPOINTS = (
 )
 """Every name that the code reaches; the fault campaign proves that each one fires."""
 
-_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-
-
-@dataclass(slots=True)
-class _Armed:
-    name: str
-    hit: int
-    number: signal.Signals
-    log: Path | None
-    num_reached: int = 0
-    mutex: threading.Lock = field(default_factory=threading.Lock)
-
-
-_armed: _Armed | None = None
-
-
-def reach(name: str) -> None:
-    """The place `name` is passed; any thread."""
-    if _armed is not None and _armed.name == name:
-        _fire(_armed)
-
 
 def arm_from_environment(environ: Mapping[str, str]) -> None:
     """Raises: ConfigError for a text that is not NAME:HIT:ACTION[:RANK] or a name that does not exist."""
-    global _armed
     text = environ.get("FRESHET_FAILPOINT", "")
     if not text:
         return
-    parts = text.split(":")
-    name, hit, action, rank = parts if len(parts) == 4 else (*parts, "0") if len(parts) == 3 else ("",) * 4
-    if name not in FAILPOINTS or not hit.isdigit() or action not in _SIGNALS or not rank.isdigit():
-        raise ConfigError(
-            f"FRESHET_FAILPOINT must be NAME:HIT:kill|stop[:RANK], found '{text}'; "
-            f"names: {', '.join(FAILPOINTS)}"
+    try:
+        arm_from_text(
+            text,
+            names=FAILPOINTS,
+            rank=environ.get("RANK", "0"),
+            log=environ.get("FRESHET_FAILPOINT_LOG"),
         )
-    if environ.get("RANK", "0") == rank:
-        log = environ.get("FRESHET_FAILPOINT_LOG")
-        _armed = _Armed(name, int(hit), _SIGNALS[action], Path(log) if log else None)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
-def _fire(armed: _Armed) -> None:
-    with armed.mutex:
-        armed.num_reached += 1
-        if armed.num_reached != armed.hit:
-            return
-    if armed.log is not None:
-        with armed.log.open("ab") as file:
-            file.write(f"{armed.name}:{armed.hit}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
-    os.kill(os.getpid(), armed.number)
+__all__ = ["FAILPOINTS", "arm_from_environment", "reach"]

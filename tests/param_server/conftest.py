@@ -229,9 +229,9 @@ class Children:
         self.folder = folder
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *arguments: str) -> Child:
+    def start(self, *arguments: str, **options: Any) -> Child:
         ready = self.folder / f"ready-{len(self._started)}.json"
-        process = self.popen(*arguments, "--ready-file", str(ready))
+        process = self.popen(*arguments, "--ready-file", str(ready), **options)
         wait_until(lambda: ready.exists() or process.poll() is not None)
         assert process.poll() is None, f"{arguments} ended with {process.returncode}"
         facts = json.loads(ready.read_bytes())
@@ -239,16 +239,17 @@ class Children:
         return Child(process, facts["address"])
 
     def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
         process = subprocess.Popen(
             [sys.executable, "-m", "param_server", *arguments], cwd=ROOT, env=environment, **options
         )
         self._started.append(process)
         return process
 
-    def shard(self, address: str = "127.0.0.1:0", *, keep_full: int = 2) -> Child:
+    def shard(self, address: str = "127.0.0.1:0", *more: str, keep_full: int = 2, **options: Any) -> Child:
         folder = str(self.folder / "log")
-        return self.start("shard", "--address", address, "--log-dir", folder, "--keep-full", str(keep_full))
+        arguments = ("--address", address, "--log-dir", folder, "--keep-full", str(keep_full), *more)
+        return self.start("shard", *arguments, **options)
 
     def replica(self, shard: str, address: str = "127.0.0.1:0", *, name: str = "replica") -> Child:
         return self.start("replica", "--shard", shard, "--address", address, "--name", name)

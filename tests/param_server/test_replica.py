@@ -12,6 +12,7 @@ import pytest
 from param_server.blob_parts import split_blob, to_message
 from param_server.client import Version, blob_ref, content_name, encode_tensors
 from param_server.errors import BadBlobError, GapError, ManifestError
+from param_server.follower import Follower
 from param_server.infer_codec import build_infer_request
 from param_server.manifest import encode_manifest
 from param_server.predict import answer
@@ -19,10 +20,11 @@ from param_server.receive import receive_versions
 from param_server.replica import Replica
 from param_server.replica_service import ReplicaService
 from param_server.serving_model import Program
+from param_server.sources import ShardSource
 from param_server.transport import open_server
 from proto import open_inference_pb2 as oip
 from proto import param_server_pb2, param_server_pb2_grpc
-from proto.tensor_blob import crc32c
+from proto.tensor_blob import crc32c, decode_tensors
 
 
 class Stream:
@@ -71,9 +73,7 @@ def stream(kit):
 
 @pytest.fixture
 def replica():
-    one = Replica(shard_address="127.0.0.1:1", name="r", clock_ms=lambda: 5)
-    yield one
-    one.close()
+    return Replica(clock_ms=lambda: 5)
 
 
 def test_versions_are_applied_in_order_and_only_whole(kit, stream, replica):
@@ -177,6 +177,75 @@ def test_a_damaged_version_is_refused_and_the_live_one_stays(kit, stream, replic
     assert replica.ready
 
 
+def hostile_header(rows: bytes) -> bytes:
+    header = b'{"rows":{"dtype":"F32","shape":[1099511627776,4],"data_offsets":[0,17592186044416]}}'
+    return len(header).to_bytes(8, "little") + header
+
+
+def respelled(rows: bytes, change) -> bytes:
+    """The tensors of a rows blob, changed by someone who does not check."""
+    tensors, metadata = decode_tensors(rows, where="here")
+    tensors = {name: array.copy() for name, array in tensors.items()}
+    change(tensors, metadata)
+    return encode_tensors(tensors, metadata=metadata)
+
+
+def not_finite(tensors, metadata) -> None:
+    tensors["rows"][1:3] = np.nan
+
+
+def doubled_id(tensors, metadata) -> None:
+    tensors["ids_N"][1] = tensors["ids_N"][0]
+
+
+def deleted_too(tensors, metadata) -> None:
+    tensors["deleted_ids_M"] = tensors["ids_N"][:1]
+
+
+def other_dtype(tensors, metadata) -> None:
+    tensors["rows"] = tensors["rows"].astype(np.float64)
+
+
+def other_dim(tensors, metadata) -> None:
+    tensors["rows"] = np.zeros((len(tensors["rows"]), 8), np.float32)
+    metadata["dim"] = "8"
+
+
+def other_table(tensors, metadata) -> None:
+    metadata["table"] = "u"
+
+
+@pytest.mark.parametrize(
+    ("spoil_rows", "message"),
+    [
+        (hostile_header, r"version 1\.2: blob 't-0': tensor 'rows': .* takes 17592186044416 bytes"),
+        (lambda rows: rows[:-1], r"version 1\.2: blob 't-0'"),
+        (lambda rows: respelled(rows, not_finite), r"blob 't-0': column 'rows' is not finite .* 2 of 5 rows"),
+        (lambda rows: respelled(rows, doubled_id), r"blob 't-0': id \d+ occurs more than once"),
+        (lambda rows: respelled(rows, deleted_too), r"blob 't-0': id \d+ occurs more than once"),
+        (lambda rows: respelled(rows, other_dtype), r"blob 't-0': float32 rows .* found float64"),
+        (lambda rows: respelled(rows, other_dim), r"version 1\.2: table 't': expected dim 4, found 8"),
+        (lambda rows: respelled(rows, other_table), r"blob 't-0': expected \(table, rows, deletes\)"),
+    ],
+)
+def test_bad_rows_are_refused_by_name_counted_and_change_nothing(kit, stream, replica, spoil_rows, message):
+    keys = kit.all_keys()
+    replica.apply_all(stream.version("full", keys), shared={})
+    before = replica.store.gather({"t": np.array(keys)})
+    _, blobs = stream.trainer.describe("delta", keys[:5], [])
+    plan = replica.plan()
+    bad = stream.version("delta", keys[:5], replace={"rows": spoil_rows(blobs[0][2])})
+    with pytest.raises(BadBlobError, match=message) as caught:
+        replica.apply_all(bad, shared={}, plan=plan)
+    replica.refuse(caught.value, plan)
+    assert replica.num_rows_refused == (2 if "not finite" in message else 0)
+    assert replica.last_refusal == str(caught.value)
+    assert replica.plan().held is None, "it asks for the newest full version"
+    after = replica.store.gather({"t": np.array(keys)})
+    assert after.version == Version(1, 1)
+    np.testing.assert_array_equal(before.rows_ND["t"], after.rows_ND["t"])
+
+
 def other_model(kit, **weights) -> bytes:
     good = {"weight": np.zeros((16, 2), np.float32), "bias": np.zeros(2, np.float32)}
     return encode_tensors({**good, **weights}, metadata={})
@@ -225,12 +294,12 @@ def test_weights_of_the_version_replace_those_in_the_program(kit):
 
 def test_an_unchanged_program_is_not_loaded_again(kit, stream, replica):
     replica.apply_all(stream.version("full", kit.all_keys()), shared={})
-    before = replica.store.companion
+    before = replica.store.model
     shared = before.shared
     parts = stream.version("delta", kit.all_keys()[:3])
     rows_and_dense = [part for part in parts if part.blob.kind not in ("program", "signature")]
     replica.apply_all(rows_and_dense, shared=shared)
-    after = replica.store.companion
+    after = replica.store.model
     assert after is not before
     assert after.signature is before.signature
     assert after._program is before._program
@@ -265,11 +334,11 @@ def test_what_a_stream_left_unfinished_is_dropped(kit, stream):
 
 def test_a_stale_replica_is_not_ready_but_goes_on_answering(kit, stream):
     clock = {"now_ms": 0}
-    replica = Replica(shard_address="127.0.0.1:1", name="r", clock_ms=lambda: clock["now_ms"])
+    replica = Replica(clock_ms=lambda: clock["now_ms"])
     service = ReplicaService(replica, stale_after_ms=1000, clock_ms=lambda: clock["now_ms"])
     assert not service.ServerReady(oip.ServerReadyRequest(), None).ready
     replica.apply_all(stream.version("full", kit.all_keys()), shared={})
-    produced_ms = replica.store.companion.manifest.produced_ms_newest
+    produced_ms = replica.store.model.manifest.produced_ms_newest
     for age_ms, ready in ((0, True), (1000, True), (1001, False)):
         clock["now_ms"] = produced_ms + age_ms
         assert service.ServerReady(oip.ServerReadyRequest(), None).ready is ready
@@ -278,7 +347,6 @@ def test_a_stale_replica_is_not_ready_but_goes_on_answering(kit, stream):
         request = build_infer_request(kit.make_inputs(np.random.default_rng(0), 3))
         response = service.ModelInfer(request, None)
         assert response.parameters["age_ms"].int64_param == age_ms
-    replica.close()
 
 
 def test_a_loop_survives_whatever_the_shard_sends_and_counts_reloads(kit, stream, shard_of_streams):
@@ -286,13 +354,14 @@ def test_a_loop_survives_whatever_the_shard_sends_and_counts_reloads(kit, stream
     keys = kit.all_keys()
     full, lost, third = (stream.version(kind, keys[:9]) for kind in ("full", "delta", "delta"))
     address, asked = shard_of_streams([[*full, *third], [*full, *lost, *third]])
-    replica = Replica(shard_address=address, name="r", clock_ms=lambda: 0)
-    follower = threading.Thread(target=replica.follow)
-    follower.start()
+    replica, source = Replica(clock_ms=lambda: 0), ShardSource(address, name="r")
+    follower = Follower(replica, source, name="r")
+    thread = threading.Thread(target=follower.follow)
+    thread.start()
     kit.wait_until(lambda: replica.store.version == Version(1, 3))
-    replica.stop()
-    follower.join()
-    replica.close()
+    follower.stop()
+    thread.join()
+    source.close()
     assert asked[:2] == [False, False], "the second time, too, it asks for a full version"
     assert replica.num_reloads == 1
     assert [version.sequence for version, _ in replica.applied] == [1, 2, 3]

@@ -26,8 +26,10 @@ from param_server.client import (
     crc32c,
     encode_manifest,
 )
+from param_server.local_store import LocalStore
 from param_server.receive import receive_versions
-from param_server.shard import SERVER_THREADS, ShardServicer
+from param_server.shard import Shard as ShardLogic
+from param_server.shard_service import SERVER_THREADS, ShardServicer
 from param_server.transport import open_channel, open_server
 from param_server.version_log import VersionLog
 from proto import param_server_pb2, param_server_pb2_grpc
@@ -36,10 +38,11 @@ from proto import param_server_pb2, param_server_pb2_grpc
 class Shard:
     """A shard in this process, on loopback."""
 
-    def __init__(self, folder: Path, *, keep_full: int = 2) -> None:
+    def __init__(self, folder: Path, *, keep_full: int = 2, **options) -> None:
         self.server, self.address = open_server("127.0.0.1:0", num_threads=SERVER_THREADS)
-        self.log = VersionLog(folder, keep_full=keep_full)
-        self.servicer = ShardServicer(self.log)
+        self.log = VersionLog(LocalStore(folder, owner="shard-0"), keep_full=keep_full)
+        self.shard = ShardLogic(self.log, **options)
+        self.servicer = ShardServicer(self.shard, clock_ms=lambda: 77)
         param_server_pb2_grpc.add_ParamServerServicer_to_server(self.servicer, self.server)
         self.server.start()
         self.channel = open_channel(self.address)
@@ -196,7 +199,10 @@ def test_a_damaged_stream_of_parts_is_refused(trainer, shard, stream, code):
         shard.stub.Publish(iter(stream))
     assert caught.value.code() == code
     assert "blob '" in caught.value.details()
-    assert list((shard.log._directory / "versions").rglob("dense")) == []
+    assert shard.log.head is None
+    assert shard.shard.status().bytes_published == 0
+    (name,) = shard.shard.status().refused
+    assert name in ("BadBlobError", "LimitError")
 
 
 def test_a_version_number_that_no_version_has_is_refused(trainer, shard):
@@ -309,8 +315,11 @@ def test_a_subscriber_that_retention_overtook_is_sent_to_the_newest_full_version
 
 def test_rot_in_the_log_is_named_to_the_subscriber(trainer, shard):
     trainer.full()
-    path = shard.log._directory / "versions" / "1.1" / "t-0"
-    path.write_bytes(b"rot" + path.read_bytes()[3:])
+    blob = shard.log.read(Version(1, 1)).rows_blobs[0]
+    path = shard.log.store.folder / blob.segment
+    data = bytearray(path.read_bytes())
+    data[blob.segment_offset + 100] ^= 1
+    path.write_bytes(data)
     with pytest.raises(grpc.RpcError) as caught:
         list(shard.subscribe())
     assert caught.value.code() == grpc.StatusCode.DATA_LOSS
@@ -338,8 +347,9 @@ def test_a_damaged_head_is_reported_and_a_new_generation_goes_on(kit, trainer, s
     trainer.full()
     trainer.delta(kit.all_keys()[:2])
     shard.stop()
-    path = tmp_path / "log" / "versions" / "1.2" / "t-0"
-    path.write_bytes(path.read_bytes()[:-1])
+    blob = shard.log.read(Version(1, 2)).rows_blobs[0]
+    path = tmp_path / "log" / blob.segment
+    path.write_bytes(path.read_bytes()[: blob.segment_offset + 100])
     again = Shard(tmp_path / "log")
     with ParamServerClient(again.address, timeout_s=30) as client:
         status = client.status()

@@ -17,10 +17,14 @@ from param_server.errors import (
     LogError,
     MissingBlobError,
 )
+from param_server.fsspec_store import open_fsspec_store
+from param_server.local_store import LocalStore
+from param_server.log_recovery import recover
 from param_server.manifest import Manifest, Version, blob_ref, content_name
 from param_server.version_log import VersionLog
 
 PROGRAM, SIGNATURE = b"program", b"signature"
+PROGRAM_NAME = content_name("program", PROGRAM)
 
 
 def make_manifest(
@@ -54,6 +58,10 @@ def stage(log: VersionLog, manifest: Manifest, *, program: bytes | None = PROGRA
         log.stage(version, kind="signature", name=name, data=SIGNATURE)
 
 
+def open_log(folder: Path, **options) -> VersionLog:
+    return VersionLog(LocalStore(folder, owner="shard-0"), **options)
+
+
 def commit(log: VersionLog, sequence: int, kind: str = "delta", *, generation: int = 1) -> Manifest:
     manifest = make_manifest(Version(generation, sequence), kind, parent=log.head)
     stage(log, manifest)
@@ -61,9 +69,9 @@ def commit(log: VersionLog, sequence: int, kind: str = "delta", *, generation: i
     return manifest
 
 
-def fill(folder: Path, kinds: str, *, keep_full: int = 9) -> VersionLog:
+def fill(folder: Path, kinds: str, *, keep_full: int = 9, **options) -> VersionLog:
     """One version a letter: F full, d delta."""
-    log = VersionLog(folder, keep_full=keep_full)
+    log = open_log(folder, keep_full=keep_full, **options)
     log.open_generation(0)
     for sequence, letter in enumerate(kinds, start=1):
         commit(log, sequence, "full" if letter == "F" else "delta")
@@ -76,7 +84,19 @@ def sequences(versions) -> list[int]:
 
 def reopen(log: VersionLog, folder: Path, **options) -> VersionLog:
     log.close()
-    return VersionLog(folder, **{"keep_full": 9, **options})
+    return open_log(folder, **{"keep_full": 9, **options})
+
+
+def plan(log: VersionLog, held: Version | None) -> list[int]:
+    return sequences(manifest.version for manifest in log.plan_after(held))
+
+
+def read(log: VersionLog, version: Version, name: str = "t-0") -> bytes:
+    return bytes(log.read_blob(log.read(version), name))
+
+
+def names(folder: Path, below: str) -> list[str]:
+    return sorted(path.name for path in (folder / below).iterdir())
 
 
 def test_committed_versions_are_there_after_a_restart(tmp_path):
@@ -86,19 +106,26 @@ def test_committed_versions_are_there_after_a_restart(tmp_path):
     assert log.manifests() == before
     assert log.head == Version(1, 3)
     assert log.damage == []
-    assert log.read_blob(Version(1, 2), "t-0") == b"rows of 1.2"
+    assert read(log, Version(1, 2)) == b"rows of 1.2"
     assert log.read(Version(1, 1)).kind == "full"
 
 
-def test_a_subscriber_gets_what_follows_it_or_the_newest_full_version(tmp_path):
+def test_a_reader_gets_what_follows_it_or_the_newest_full_version(tmp_path):
     log = fill(tmp_path, "FddFdd")
-    assert sequences(log.versions_after(None)) == [4, 5, 6]
-    assert sequences(log.versions_after(Version(1, 2))) == [3, 4, 5, 6]
-    assert sequences(log.versions_after(Version(1, 5))) == [6]
-    assert log.versions_after(Version(1, 6)) == []
-    assert sequences(log.versions_after(Version(0, 9))) == [4, 5, 6], "not an ancestor"
-    assert log.versions_after(Version(1, 7)) == [], "ahead of the log: it waits"
-    assert VersionLog(tmp_path / "empty").versions_after(None) == []
+    assert plan(log, None) == [4, 5, 6]
+    assert plan(log, Version(1, 5)) == [6]
+    assert plan(log, Version(1, 4)) == [5, 6]
+    assert plan(log, Version(1, 2)) == [4, 5, 6], "fewer bytes than 3, 4, 5, 6"
+    assert plan(log, Version(1, 6)) == []
+    assert plan(log, Version(0, 9)) == [4, 5, 6], "not an ancestor"
+    assert plan(log, Version(1, 7)) == [], "ahead of the log: it waits"
+    assert open_log(tmp_path / "empty").plan_after(None) == []
+    assert [log.num_after(held) for held in (None, Version(1, 2), Version(1, 6), Version(1, 9))] == [
+        6,
+        4,
+        0,
+        0,
+    ]
 
 
 def test_staged_blobs_without_a_commit_are_gone_after_a_restart(tmp_path):
@@ -107,10 +134,26 @@ def test_staged_blobs_without_a_commit_are_gone_after_a_restart(tmp_path):
     log = reopen(log, tmp_path)
     assert log.head == Version(1, 1)
     assert log.damage == []
-    assert sorted(path.name for path in (tmp_path / "versions").iterdir()) == ["1.1"]
-    assert len(list((tmp_path / "content").iterdir())) == 2
     with pytest.raises(MissingBlobError, match="publish the version again"):
         log.commit(make_manifest(Version(1, 2), "delta", parent=log.head))
+    log.collect()
+    assert len(names(tmp_path, "content")) == 2
+
+
+def test_a_torn_tail_that_no_manifest_names_is_no_damage_and_goes_with_its_segment(tmp_path):
+    log = fill(tmp_path, "F")
+    stage(log, make_manifest(Version(1, 2), "delta", parent=log.head))
+    log.close()
+    (segment,) = (tmp_path / "segments" / "shard-0").iterdir()
+    segment.write_bytes(segment.read_bytes()[:-20])
+    log = open_log(tmp_path, keep_full=1)
+    assert log.damage == []
+    assert read(log, Version(1, 1)) == b"rows of 1.1"
+    for sequence, kind in ((2, "delta"), (3, "full")):
+        commit(log, sequence, kind)
+    log.collect()
+    assert names(tmp_path, "segments/shard-0") == ["00000002"]
+    assert read(log, Version(1, 3)) == b"rows of 1.3"
 
 
 def test_a_repeated_commit_and_publish_change_nothing(tmp_path):
@@ -123,7 +166,7 @@ def test_a_repeated_commit_and_publish_change_nothing(tmp_path):
         log.stage(Version(1, 2), kind="rows", name="t-0", data=b"other rows")
     with pytest.raises(ConflictError):
         log.commit(make_manifest(Version(1, 2), "full", parent=Version(1, 1)))
-    assert log.read_blob(Version(1, 2), "t-0") == b"rows of 1.2"
+    assert read(log, Version(1, 2)) == b"rows of 1.2"
 
 
 def test_an_older_generation_is_fenced_for_good(tmp_path):
@@ -144,9 +187,11 @@ def test_an_older_generation_is_fenced_for_good(tmp_path):
 
 def test_a_new_generation_drops_what_the_old_one_had_staged(tmp_path):
     log = fill(tmp_path, "F")
-    stage(log, make_manifest(Version(1, 2), "delta", parent=log.head))
-    log.open_generation(0)
-    assert sorted(path.name for path in (tmp_path / "versions").iterdir()) == ["1.1"]
+    for sequence in range(2, 6):
+        stage(log, make_manifest(Version(1, sequence), "delta", parent=log.head))
+    generation, head = log.open_generation(0)
+    stage(log, make_manifest(Version(generation, 1), "full", parent=head))  # there is room for it again
+    log.commit(make_manifest(Version(generation, 1), "full", parent=head))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +214,7 @@ def test_a_version_that_does_not_follow_the_head_is_refused(tmp_path, version, k
 
 
 def test_the_first_version_of_a_log_must_be_full(tmp_path):
-    log = VersionLog(tmp_path)
+    log = open_log(tmp_path)
     manifest = make_manifest(Version(1, 2), "delta", parent=Version(1, 1))
     stage(log, manifest)
     with pytest.raises(GapError):
@@ -182,7 +227,7 @@ def test_an_unchanged_program_need_not_be_sent_again(tmp_path):
     manifest = make_manifest(Version(1, 2), "delta", parent=log.head)
     stage(log, manifest, program=None)
     log.commit(manifest)
-    assert log.read_blob(Version(1, 2), content_name("program", PROGRAM)) == PROGRAM
+    assert read(log, Version(1, 2), content_name("program", PROGRAM)) == PROGRAM
     unknown = make_manifest(Version(1, 3), "delta", parent=log.head, program=b"never sent")
     stage(log, unknown, program=None)
     with pytest.raises(MissingBlobError, match="program-"):
@@ -190,14 +235,14 @@ def test_an_unchanged_program_need_not_be_sent_again(tmp_path):
 
 
 def test_a_program_under_a_wrong_name_is_refused(tmp_path):
-    log = VersionLog(tmp_path)
+    log = open_log(tmp_path)
     name = content_name("program", b"something else")
     with pytest.raises(BadBlobError, match="SHA-256"):
         log.stage(Version(1, 1), kind="program", name=name, data=PROGRAM)
 
 
 def test_a_blob_that_differs_from_the_manifest_is_refused_and_can_be_replaced(tmp_path):
-    log = VersionLog(tmp_path)
+    log = open_log(tmp_path)
     manifest = make_manifest(Version(1, 1), "full", parent=None)
     stage(log, manifest)
     log.stage(Version(1, 1), kind="rows", name="t-0", data=b"rows of 9.9")
@@ -209,10 +254,12 @@ def test_a_blob_that_differs_from_the_manifest_is_refused_and_can_be_replaced(tm
 
 
 def test_what_a_given_up_attempt_left_is_not_part_of_the_version(tmp_path):
-    log = VersionLog(tmp_path)
+    log = open_log(tmp_path)
     log.stage(Version(1, 1), kind="rows", name="t-7", data=b"given up")
     commit(log, 1, "full")
-    assert sorted(path.name for path in (tmp_path / "versions" / "1.1").iterdir()) == ["dense", "t-0"]
+    log = reopen(log, tmp_path)
+    assert sorted(blob.name for blob in log.read(Version(1, 1)).blobs)[:2] == ["dense", f"{PROGRAM_NAME}"]
+    assert "t-7" not in {blob.name for blob in log.read(Version(1, 1)).blobs}
 
 
 def test_the_number_of_staged_versions_is_bounded(tmp_path):
@@ -225,17 +272,18 @@ def test_the_number_of_staged_versions_is_bounded(tmp_path):
 
 @pytest.mark.parametrize("keep_full", [1, 2])
 def test_retention_keeps_the_newest_full_versions_and_what_follows(tmp_path, keep_full):
-    log = fill(tmp_path, "FddFdFdd", keep_full=keep_full)
+    log = fill(tmp_path, "FddFdFdd", keep_full=keep_full, segment_bytes_max=1)
+    old = log.read(Version(1, 1))
+    assert log.retain() == (5 if keep_full == 1 else 3)
     kept = [6, 7, 8] if keep_full == 1 else [4, 5, 6, 7, 8]
     assert sequences(manifest.version for manifest in log.manifests()) == kept
-    names = sorted(f"1.{sequence}" for sequence in kept)
-    for folder in ("manifests", "versions"):
-        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+    assert names(tmp_path, "manifests") == [f"{position:012d}" for position in kept]
+    assert len(names(tmp_path, "segments/shard-0")) == 2 * len(kept), "a rows and a dense record a version"
     log = reopen(log, tmp_path, keep_full=keep_full)
     assert log.damage == []
     assert sequences(manifest.version for manifest in log.manifests()) == kept
-    with pytest.raises(MissingBlobError):
-        log.read_blob(Version(1, 1), "t-0")
+    with pytest.raises(MissingBlobError, match="not in the log"):
+        log.read_blob(old, "t-0")
 
 
 def test_retention_drops_programs_that_no_version_names(tmp_path):
@@ -243,8 +291,9 @@ def test_retention_drops_programs_that_no_version_names(tmp_path):
     manifest = make_manifest(Version(1, 3), "full", parent=log.head, program=b"new")
     stage(log, manifest, program=b"new")
     log.commit(manifest)
-    names = sorted(path.name for path in (tmp_path / "content").iterdir())
-    assert names == sorted([content_name("program", b"new"), content_name("signature", SIGNATURE)])
+    log.retain()
+    expected = sorted([content_name("program", b"new"), content_name("signature", SIGNATURE)])
+    assert names(tmp_path, "content") == expected
 
 
 def tear(path: Path) -> None:
@@ -262,23 +311,26 @@ def remove(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [tear, rot, remove])
-@pytest.mark.parametrize("part", ["versions/1.{}/t-0", "manifests/1.{}"])
+@pytest.mark.parametrize("part", ["rows", "manifest"])
 @pytest.mark.parametrize(
     ("broken", "left"),
     [(6, [1, 2, 3, 4, 5]), (5, [1, 2, 3, 4]), (4, [1, 2, 3]), (2, [1, 4, 5, 6]), (1, [4, 5, 6])],
 )
 def test_damage_is_named_and_the_head_is_the_newest_whole_chain(tmp_path, damage, part, broken, left):
-    log = fill(tmp_path, "FddFdd")
-    damage(tmp_path / part.format(broken))
+    log = fill(tmp_path, "FddFdd", segment_bytes_max=1)
+    segment = next(blob.segment for blob in log.read(Version(1, broken)).blobs if blob.name == "t-0")
+    damage(tmp_path / (segment if part == "rows" else f"manifests/{broken:012d}"))
+    reader = recover(LocalStore(tmp_path), repair=False)
     log = reopen(log, tmp_path)
+    assert [entry.manifest for entry in reader.entries] == log.manifests()
     assert sequences(manifest.version for manifest in log.manifests()) == left
     for manifest in log.manifests():
-        log.read_blob(manifest.version, "t-0")
-    removed_manifest = damage is remove and part.startswith("manifests")
+        log.read_blob(manifest, "t-0")
+    removed_manifest = damage is remove and part == "manifest"
     if removed_manifest and broken in (1, 6):
         return  # a log whose first or last manifest is not there looks like a shorter log
     # Which version is broken is said, or, where its manifest is not even there, which one follows it.
-    assert any(f"1.{broken}" in line for line in log.damage)
+    assert any(f"1.{broken}" in line or f"{broken:012d}" in line for line in log.damage)
     assert list((tmp_path / "damaged").iterdir())
     if 6 not in left:
         # Lost version numbers must not be used twice: their writer is fenced.
@@ -305,9 +357,10 @@ def test_a_damaged_program_breaks_the_versions_that_name_it(tmp_path):
 
 def test_rot_while_running_is_found_when_the_blob_is_read(tmp_path):
     log = fill(tmp_path, "F")
-    rot(tmp_path / "versions" / "1.1" / "t-0")
+    path = tmp_path / "segments" / "shard-0" / "00000001"
+    path.write_bytes(path.read_bytes().replace(b"rows of", b"rowz of"))
     with pytest.raises(LogDamageError, match=r"version 1\.1: blob 't-0'"):
-        log.read_blob(Version(1, 1), "t-0")
+        read(log, Version(1, 1))
 
 
 def test_a_damaged_generation_file_never_lets_an_old_writer_in(tmp_path):
@@ -320,45 +373,125 @@ def test_a_damaged_generation_file_never_lets_an_old_writer_in(tmp_path):
 
 
 def test_one_process_at_a_time_has_the_log_open(tmp_path):
-    log = VersionLog(tmp_path)
+    log = open_log(tmp_path)
     with pytest.raises(LogError, match="another process"):
-        VersionLog(tmp_path)
+        open_log(tmp_path)
     log.close()
-    VersionLog(tmp_path).close()
+    open_log(tmp_path).close()
 
 
 class FsyncWatch:
-    """Which inodes were fsynced, and when names changed in a folder since its last fsync."""
+    """What was written or named and not synced since."""
 
     def __init__(self, monkeypatch) -> None:
         self.synced: set[int] = set()
         self.unsynced_folders: set[Path] = set()
-        self.links: list[tuple[str, set[Path]]] = []
-        for name in ("fsync", "replace", "link"):
+        self.links: list[tuple[str, set[Path], set[int]]] = []
+        self.unsynced_segments: set[int] = set()
+        for name in ("fsync", "fdatasync", "replace", "link", "pwritev"):
             monkeypatch.setattr(os, name, self._watching(name, getattr(os, name)))
 
     def _watching(self, name, function):
         def call(*arguments):
-            if name == "fsync":
-                self.synced.add(os.fstat(arguments[0]).st_ino)
+            if name in ("fsync", "fdatasync"):
+                inode = os.fstat(arguments[0]).st_ino
+                self.synced.add(inode)
+                self.unsynced_segments.discard(inode)
                 self.unsynced_folders.discard(Path(os.readlink(f"/proc/self/fd/{arguments[0]}")))
+            elif name == "pwritev":
+                self.unsynced_segments.add(os.fstat(arguments[0]).st_ino)
             else:
                 source, target = Path(arguments[0]), Path(arguments[1])
                 assert os.stat(source).st_ino in self.synced, f"{target} is named before it is durable"
-                if name == "link":
-                    self.links.append((target.name, set(self.unsynced_folders)))
+                if name == "link" and target.parent.name == "manifests":
+                    self.links.append((target.name, set(self.unsynced_folders), set(self.unsynced_segments)))
+                function(*arguments)
                 self.unsynced_folders.add(target.parent)
+                return None
             return function(*arguments)
 
         return call
 
 
 def test_everything_is_durable_before_the_manifest_and_the_manifest_before_the_answer(tmp_path, monkeypatch):
-    log = VersionLog(tmp_path)
+    log = open_log(tmp_path)
     watch = FsyncWatch(monkeypatch)
     log.open_generation(0)
     assert watch.unsynced_folders == set()
     for sequence, kind in ((1, "full"), (2, "delta")):
         commit(log, sequence, kind)
         assert watch.unsynced_folders == set(), "a name that a crash of the machine could lose"
-    assert watch.links == [("1.1", set()), ("1.2", set())]
+    assert watch.links == [("000000000001", set(), set()), ("000000000002", set(), set())]
+    stage(log, make_manifest(Version(1, 3), "delta", parent=log.head))
+    assert len(watch.unsynced_segments) == 1
+    log.sync()
+    assert watch.unsynced_segments == set(), "what publish answers for is durable"
+
+
+def test_a_failed_sync_forgets_what_nobody_knows_of_and_the_version_can_be_sent_again(tmp_path, monkeypatch):
+    log = fill(tmp_path, "F")
+    manifest = make_manifest(Version(1, 2), "delta", parent=log.head)
+    stage(log, manifest)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(LogError, match="No space left"):
+            log.sync()
+    with pytest.raises(MissingBlobError, match="publish the version again"):
+        log.commit(manifest)
+    assert log.head == Version(1, 1)
+    stage(log, manifest)
+    log.commit(manifest)
+    log = reopen(log, tmp_path)
+    assert (log.head, log.damage) == (Version(1, 2), [])
+
+
+def test_a_commit_that_failed_after_its_manifest_was_created_is_found_again(tmp_path, monkeypatch):
+    log = fill(tmp_path, "F")
+    manifest = make_manifest(Version(1, 2), "delta", parent=log.head)
+    stage(log, manifest)
+    log.sync()
+    real = os.unlink
+
+    def fail(path) -> None:
+        real(path)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", fail)
+        with pytest.raises(LogError, match="Input/output"):
+            log.commit(manifest)
+    assert log.head == Version(1, 1)
+    assert sequences(one.version for one in log.catch_up()) == [2]
+    assert log.head == Version(1, 2)
+    assert log.commit(manifest) is True
+
+
+def test_of_two_processes_that_coordinate_one_loses_and_the_log_stays_whole(tmp_path):
+    """A bucket has no lock. The second one is opened before the first commits, and follows the same head."""
+    first = VersionLog(open_fsspec_store(f"file://{tmp_path}"))
+    first.open_generation(0)
+    commit(first, 1, "full")
+    first, second = (VersionLog(open_fsspec_store(f"file://{tmp_path}"), keep_full=9) for _ in range(2))
+    second.open_generation(1)
+    winner = make_manifest(Version(1, 2), "delta", parent=first.head)
+    stage(first, winner)
+    first.commit(winner)
+    loser = make_manifest(Version(2, 1), "full", parent=second.head)
+    with pytest.raises(LogError, match="is there already"):
+        stage(second, loser)  # both begin the same segment
+    stage(second, loser)
+    with pytest.raises(ConflictError, match="another process coordinates"):
+        second.commit(loser)
+    again = VersionLog(open_fsspec_store(f"file://{tmp_path}"), keep_full=9)
+    assert sequences(one.version for one in again.manifests()) == [1, 2]
+    assert again.damage == []
+
+
+def test_a_log_keeps_its_number_of_shards(tmp_path):
+    fill(tmp_path, "F").close()
+    with pytest.raises(LogError, match="made for 1 shards, not for 2"):
+        open_log(tmp_path, num_shards=2)

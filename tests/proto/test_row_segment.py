@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proto.row_segment import BlobError, RowSegment, decode, encode, split
+from proto.row_formats import packed_row_bytes
+from proto.row_segment import (
+    BlobError,
+    NotFiniteError,
+    RowSegment,
+    decode,
+    decode_packed,
+    encode,
+    finite_rows,
+    split,
+)
 from proto.tensor_blob import decode_tensors, encode_tensors
 
 COLUMNS = ("ids_N", "rows_ND", "deleted_ids_M", "state_N", "scores_N", "last_seen_s_N", "updates_N")
@@ -210,3 +220,62 @@ def test_flipped_bits_give_the_declared_error_or_a_valid_segment(row_format, dat
     assert np.isfinite(segment.rows_ND).all()
     assert segment.rows_ND.shape == (len(segment.ids_N), 4)
     encode(segment, row_format="float32")
+
+
+def spoiled(row_format: str, bad_rows: list[int]) -> bytes:
+    """Six good rows of dim 4, some then made not finite by someone who does not check."""
+    tensors, metadata = decode_tensors(encode(make_segment(6, 2, 4), row_format=row_format), where="here")
+    rows = tensors["rows"].copy()
+    for row in bad_rows:
+        if row_format == "int8":
+            rows[row, -4:] = np.frombuffer(np.float32(np.inf).tobytes(), np.uint8)
+        else:
+            rows[row, 1] = np.nan
+    return encode_tensors({**tensors, "rows": rows}, metadata=metadata)
+
+
+@pytest.mark.parametrize("row_format", ["float32", "float16", "int8"])
+def test_rows_that_are_not_finite_are_refused_with_their_number(row_format):
+    with pytest.raises(NotFiniteError, match=r"over there: column 'rows' .* 2 of 6 rows") as caught:
+        decode(spoiled(row_format, [1, 4]), where="over there")
+    assert caught.value.num_rows == 2
+
+
+def test_an_int8_range_beyond_float32_is_refused_even_where_no_code_reaches_its_end():
+    tensors, metadata = decode_tensors(encode(make_segment(6, 0, 4), row_format="int8"), where="here")
+    rows = tensors["rows"].copy()
+    rows[2, :4] = 0
+    rows[2, 4:8] = np.frombuffer(np.float32(3e38).tobytes(), np.uint8)
+    with pytest.raises(NotFiniteError):
+        decode(encode_tensors({**tensors, "rows": rows}, metadata=metadata), where="here")
+
+
+def test_a_writer_can_part_with_rows_that_are_not_finite_and_names_them():
+    good = make_segment(6, 2, 4)
+    rows_ND, state_N = good.rows_ND.copy(), good.state_N.copy()
+    rows_ND[1, 2], state_N[4] = np.inf, np.nan
+    kept, refused_ids = finite_rows(dataclasses.replace(good, rows_ND=rows_ND, state_N=state_N))
+    assert refused_ids.tolist() == good.ids_N[[1, 4]].tolist()
+    assert kept.ids_N.tolist() == good.ids_N[[0, 2, 3, 5]].tolist()
+    assert kept.deleted_ids_M.tolist() == good.deleted_ids_M.tolist()
+    assert_equal(decode(encode(kept, row_format="float32"), where="here"), kept)
+    same, none = finite_rows(good)
+    assert same is good
+    assert len(none) == 0
+
+
+@pytest.mark.parametrize("row_format", ["float32", "float16", "int8"])
+def test_packed_rows_stay_views_of_the_blob_and_unpack_to_the_decoded_rows(row_format):
+    blob = encode(make_segment(50, 7, 8), row_format=row_format)
+    packed = decode_packed(blob, where="here")
+    assert packed.rows_NW.nbytes == 50 * packed_row_bytes(8, row_format)
+    assert not packed.rows_NW.flags.owndata
+    assert_equal(packed.unpacked(), decode(blob, where="here"))
+
+
+def test_by_default_a_segment_is_cut_to_what_may_travel():
+    ids = np.arange(70_000)
+    segment = RowSegment("t", ids, np.zeros((len(ids), 16), np.float32), ids[:0])
+    parts = split(segment)
+    assert len(parts) == 2
+    assert all(len(encode(part, row_format="float32")) <= 4 << 20 for part in parts)

@@ -73,6 +73,24 @@ def test_decoded_tensors_cannot_be_written():
         (with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, bytes(8)), "expected 0"),
         (with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(9)), "found 9"),
         (with_header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 0]}}, b""), "shape"),
+        (with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, bytes(4)), "byte -4"),
+        (with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, -4]}}, bytes(4)), "0..-4"),
+        (with_header({"a": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 4]}}, bytes(4)), "shape"),
+        (
+            with_header({"a": {"dtype": "U8", "shape": [2**47], "data_offsets": [0, 2**47]}}, bytes(4)),
+            "takes 140737488355328 bytes",
+        ),
+        (
+            with_header(
+                b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1' + b"0" * 99 + b"]}}", b""
+            ),
+            "0\\.\\.1000",
+        ),
+        (with_header({"a": {"dtype": "U8", "shape": [0] * 9, "data_offsets": [0, 0]}}, b""), "at most 8"),
+        (with_header({f"t{i}": {} for i in range(5000)}, b""), "at most 4096 tensors"),
+        (with_header(b'{"a": ' + b'{"b": ' * 50_000, b""), "safetensors header"),
+        (with_header(b" " * ((1 << 20) + 8), b""), "at most 1048576 are allowed"),
+        (with_header({"a": {"dtype": "U8", "shape": [1.5], "data_offsets": [0, 1]}}, bytes(1)), "header"),
         (with_header({"a": {"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]}}, b""), "dtype"),
         (
             with_header({"a": {"dtype": "F32", "shape": [2**47] * 7 + [0], "data_offsets": [0, 0]}}, b""),

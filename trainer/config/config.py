@@ -231,17 +231,33 @@ class ServingConfig(Section, frozen=True, kw_only=True):
     """The processes that `python -m trainer run` starts around the trainer."""
 
     shard_address: str = "127.0.0.1:0"
-    """Port 0 = any free port; empty = a trainer that publishes nothing."""
+    """Of every shard, shard 0 first, with commas between; port 0 = any free port; empty = a trainer that
+    publishes nothing."""
+    num_shards: int = 1
+    """Shards of rows that `trainer run` starts on one log; a log keeps the number that it was made with."""
     num_replicas: int = 2
     row_format: Literal["float32", "float16", "int8"] = "float32"
     keep_full: int = 2
     """Full versions kept in the log, with the deltas that follow the oldest of them."""
 
     def __post_init__(self) -> None:
-        if self.shard_address and not is_host_port(self.shard_address):
-            raise ValueError(f"shard_address must be host:port or empty, found '{self.shard_address}'")
+        for address in self.shard_addresses:
+            if not is_host_port(address):
+                raise ValueError(f"shard_address must be host:port or empty, found '{address}'")
         self._check_at_least(0, "num_replicas")
-        self._check_at_least(1, "keep_full")
+        self._check_at_least(1, "keep_full", "num_shards")
+        found = len(self.shard_addresses)
+        any_port = found == 1 and self.shard_addresses[0].endswith(":0")
+        if found not in (0, self.num_shards) and not any_port:
+            raise ValueError(
+                f"shard_address must name num_shards ({self.num_shards}) addresses, or one with port 0, "
+                f"found {found}"
+            )
+
+    @property
+    def shard_addresses(self) -> tuple[str, ...]:
+        """Shard 0 first; empty: nothing is published."""
+        return tuple(one.strip() for one in self.shard_address.split(",")) if self.shard_address else ()
 
 
 class ProduceConfig(Section, frozen=True, kw_only=True):

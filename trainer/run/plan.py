@@ -92,14 +92,15 @@ def _holds_checkpoints(root: str) -> bool:
 
 def with_addresses(config: Config, facts: Mapping[str, Facts]) -> Config:
     """The configuration with the real addresses of those children that are ready."""
-    broker, shard = facts.get("broker", {}), facts.get("shard", {})
+    broker = facts.get("broker", {})
+    shards = [facts.get(_shard_name(number), {}) for number in range(config.serving.num_shards)]
     if "bootstrap_servers" in broker:
         servers = str(broker["bootstrap_servers"])
         config = msgspec.structs.replace(
             config, kafka=msgspec.structs.replace(config.kafka, bootstrap_servers=servers)
         )
-    if "address" in shard:
-        address = str(shard["address"])
+    if all("address" in shard for shard in shards):
+        address = ",".join(str(shard["address"]) for shard in shards)
         config = msgspec.structs.replace(
             config, serving=msgspec.structs.replace(config.serving, shard_address=address)
         )
@@ -109,10 +110,12 @@ def with_addresses(config: Config, facts: Mapping[str, Facts]) -> Config:
 def plan_run(config: Config, options: RunOptions, directory: RunDirectory) -> RunPlan:
     """Args: config as resolve_config returns it."""
     embedded = options.bootstrap_servers is None
-    replicas = [_replica(number) for number in range(config.serving.num_replicas)]
+    num_shards = config.serving.num_shards
+    shards = [_shard(number, config, directory) for number in range(num_shards)]
+    replicas = [_replica(number, num_shards=num_shards) for number in range(config.serving.num_replicas)]
     broker = _python("broker", "trainer", "broker", "--config", str(directory.config))
     return RunPlan(
-        services=((broker,) if embedded else ()) + (_shard(config, directory), *replicas),
+        services=((broker,) if embedded else ()) + (*shards, *replicas),
         trainer=_trainer(options, directory),
         producer=_producer(config, options, directory),
         replicas=tuple(spec.name for spec in replicas),
@@ -123,19 +126,28 @@ def _python(name: str, *arguments: str | Fact) -> ChildSpec:
     return ChildSpec(name=name, argv=(sys.executable, "-m", *arguments))
 
 
-def _shard(config: Config, directory: RunDirectory) -> ChildSpec:
+def _shard_name(number: int) -> str:
+    return f"shard-{number}" if number else "shard"
+
+
+def _shard(number: int, config: Config, directory: RunDirectory) -> ChildSpec:
+    addresses, num_shards = config.serving.shard_addresses or (ANY_PORT,), config.serving.num_shards
+    several = ("--shard", str(number), "--num-shards", str(num_shards)) if num_shards > 1 else ()
     return _python(
-        "shard",
-        *("param_server", "shard", "--address", config.serving.shard_address),
+        _shard_name(number),
+        *("param_server", "shard", "--address", addresses[number % len(addresses)]),
         *("--log-dir", str(directory.version_log), "--keep-full", str(config.serving.keep_full)),
+        *several,
     )
 
 
-def _replica(number: int) -> ChildSpec:
+def _replica(number: int, *, num_shards: int) -> ChildSpec:
     name = f"replica-{number}"
+    # Every shard streams whole versions, so replicas are spread over them.
+    shard = _shard_name(number % num_shards)
     return _python(
         name,
-        *("param_server", "replica", "--shard", Fact("shard", "address")),
+        *("param_server", "replica", "--shard", Fact(shard, "address")),
         *("--address", ANY_PORT, "--name", name),
     )
 

@@ -54,6 +54,26 @@ def test_embedded_run_starts_everything_in_order(
     assert not any(spec.ends_itself for spec in plan.services)
 
 
+def test_several_shards_share_one_log_and_the_replicas_are_spread_over_them(
+    small_config: Config, options: RunOptions, directory: RunDirectory
+) -> None:
+    serving = msgspec.structs.replace(small_config.serving, num_shards=2, num_replicas=3)
+    config = resolve_config(msgspec.structs.replace(small_config, serving=serving), options)
+    plan = plan_run(config, options, directory)
+    names = ["broker", "shard", "shard-1", "replica-0", "replica-1", "replica-2"]
+    assert [spec.name for spec in plan.services] == names
+    log = ("--log-dir", str(directory.version_log), "--keep-full", "2")
+    for number, shard in enumerate(plan.services[1:3]):
+        own = ("--shard", str(number), "--num-shards", "2")
+        assert shard.argv[3:] == ("shard", "--address", "127.0.0.1:0", *log, *own)
+    followed = [spec.argv[spec.argv.index("--shard") + 1] for spec in plan.services[3:]]
+    assert followed == [Fact(name, "address") for name in ("shard", "shard-1", "shard")]
+    first: dict[str, dict[str, str | int]] = {"shard": {"address": "127.0.0.1:4002"}}
+    assert with_addresses(config, first) == config, "only when every shard is known"
+    found = with_addresses(config, {**first, "shard-1": {"address": "127.0.0.1:4003"}})
+    assert found.serving.shard_addresses == ("127.0.0.1:4002", "127.0.0.1:4003")
+
+
 def test_given_broker_is_not_started(
     small_config: Config, options: RunOptions, directory: RunDirectory
 ) -> None:

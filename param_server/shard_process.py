@@ -1,0 +1,63 @@
+"""A shard as a process: its options, how it is put together, and its work beside."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import threading
+import time
+from pathlib import Path
+
+import structlog
+
+from param_server.errors import LogError
+from param_server.failpoints import arm_from_environment
+from param_server.shard import Shard
+from param_server.stores import open_store
+from param_server.version_log import VersionLog
+
+log = structlog.get_logger()
+
+MAINTAIN_S = 0.5
+"""How often a shard looks for a commit of the coordinator, or for a snapshot that is due."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any")
+    parser.add_argument(
+        "--log-dir", required=True, help="where the version log lies: a folder, or scheme://... (fsspec)"
+    )
+    parser.add_argument(
+        "--keep-full", type=int, default=2, help="full versions and snapshots kept in the log"
+    )
+    parser.add_argument("--shard", type=int, default=0, help="this shard's number; 0 coordinates")
+    parser.add_argument("--num-shards", type=int, default=1, help="shards that share the log")
+    parser.add_argument(
+        "--snapshot-every", type=int, default=0, help="deltas after which a snapshot is made; 0 = never"
+    )
+    parser.add_argument("--memory-mib", type=int, default=0, help="for rows in memory; 0 = no limit")
+    parser.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
+
+
+def open_shard(arguments: argparse.Namespace) -> Shard:
+    """Raises: LogError, LogDamageError, LimitError."""
+    arm_from_environment(os.environ, shard=arguments.shard)
+    store = open_store(arguments.log_dir, owner=f"shard-{arguments.shard}")
+    version_log = VersionLog(
+        store, shard=arguments.shard, num_shards=arguments.num_shards, keep_full=arguments.keep_full
+    )
+    return Shard(
+        version_log,
+        num_shards=arguments.num_shards,
+        memory_bytes_max=arguments.memory_mib << 20 if arguments.memory_mib else None,
+        snapshot_every=arguments.snapshot_every,
+    )
+
+
+def maintain(shard: Shard, stop: threading.Event) -> None:
+    """The loop beside the calls, until `stop`. A full disk is reported and tried again."""
+    while not stop.wait(MAINTAIN_S):
+        try:
+            shard.maintain(now_s=time.monotonic())
+        except LogError as error:
+            log.error("the log cannot be maintained, it is tried again", reason=str(error))
