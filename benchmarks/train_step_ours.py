@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from benchmarks.train_step_stream import START_S, popular_keys
 from feature_eviction import owner_of
-from param_server.client import ParamServerClient
+from param_server.client import ParamServerClients
 from trainer.checkpoint import Checkpoints, Progress
 from trainer.collectives import Ranks
 from trainer.config import Config
@@ -42,7 +42,7 @@ class Ours:
         self._progress = Progress()
         self._checkpoints = Checkpoints(directory / "checkpoints", config=config, ranks=ranks)
         self._fill(rows)
-        self._client = ParamServerClient(config.serving.shard_address, timeout_s=60)
+        self._client = ParamServerClients(config.serving.shard_addresses, timeout_s=60)
         self.publisher = Publisher(
             self.recommender,
             client=self._client,

@@ -327,6 +327,10 @@ class ParamServerClients:
                 log.info("a shard takes over later", shard=shard, version=str(head), reason=str(error))
         return head, repeated
 
+    def rollback(self, version: Version) -> Version:
+        """As ParamServerClient.rollback, at shard 0; the others take the new version over by themselves."""
+        return self._clients[0].rollback(version)
+
     def status(self) -> list[ShardState]:
         """Of every shard, in order."""
         return [client.status() for client in self._clients]

@@ -146,7 +146,29 @@ def test_features_that_share_rows_agree_on_their_quota() -> None:
         ("keep_s = 0", "keep_s = -1", "keep_s must be at least 0, found -1"),
         ("lease_s = 0", "lease_s = 29", r"lease_s must be 0 or at least twice interval_s \(15\), found 29"),
         ("keep_full = 2", "keep_full = 0", "keep_full must be at least 1"),
-        ('"127.0.0.1:0"', '"nowhere"', "shard_address must be host:port or empty, found 'nowhere'"),
+        (
+            '"127.0.0.1:0"',
+            '"nowhere"',
+            r"shard_address must be host:port.* or empty, found 'nowhere'",
+        ),
+        (
+            '"127.0.0.1:0"',
+            '"127.0.0.1:1,"',
+            "shard_address must be host:port.* or empty, found '127.0.0.1:1,'",
+        ),
+        (
+            'tls_ca_file = ""',
+            'tls_ca_file = "ca.pem"',
+            "TLS needs tls_ca_file, tls_cert_file",
+        ),
+        (
+            "gate_auc_drop_max = 0.0",
+            "gate_auc_drop_max = 1.0",
+            "gate_auc_drop_max must be at least 0",
+        ),
+        ("auto_rollback = false", "auto_rollback = true", "auto_rollback needs a quality gate"),
+        ('gate_task = ""', 'gate_task = "clik"', "publish: gate_task 'clik' is not one of"),
+        ("gate_window = 20", "gate_window = 0", "gate_window must be at least 1, found 0"),
         ("record_impressions = 64", "record_impressions = 65537", "record_impressions must be at most 65536"),
         ("event_days = 12.0", "event_days = 36501.0", "event_days must be at most 36500"),
         ("loss_weight = 1.0", "loss_weight = -1.0", "task 'like': loss_weight must not be negative"),
@@ -231,3 +253,9 @@ def test_every_field_is_read_somewhere() -> None:
         if not re.search(rf"\.{name}\b(?!\s*=[^=])", code)
     ]
     assert unread == []
+
+
+def test_several_shards_are_named_with_commas() -> None:
+    serving = replace(preset("quickstart").serving, shard_address="127.0.0.1:7000, 127.0.0.1:7001")
+    assert serving.shard_addresses == ("127.0.0.1:7000", "127.0.0.1:7001")
+    assert replace(serving, shard_address="").shard_addresses == ()
