@@ -143,7 +143,7 @@ class Recommender:
             ids=ids,
             router=IdRouter(ids, slots_per_rank=num_slots, ranks=self._routing_ranks),
             rows=self.embeddings.local[table.name],
-            changed=ChangedRows(num_slots),
+            changed=ChangedRows(num_slots, table=table.name),
         )
 
     def replace_ids(self, table: str, ids: IdTable) -> None:

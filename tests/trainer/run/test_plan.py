@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from trainer.config import Config, load_config
+from trainer.config import Config, load_config, preset
 from trainer.errors import ConfigError
 from trainer.run.plan import RunOptions, plan_run, resolve_config, with_addresses
 from trainer.run.processes import Fact
@@ -174,3 +174,17 @@ def test_children_read_the_addresses_that_are_known(
     assert found.serving.shard_address == "127.0.0.1:4002"
     assert found.impressions == 1000
     assert msgspec.structs.replace(found, kafka=config.kafka, serving=config.serving) == config
+
+
+@pytest.mark.parametrize(
+    "serving",
+    [
+        {"shard_address": "127.0.0.1:7000,127.0.0.1:7001"},
+        {"tls_ca_file": "ca.pem", "tls_cert_file": "cert.pem", "tls_key_file": "key.pem"},
+    ],
+)
+def test_a_run_does_not_take_several_shards_or_tls(serving: dict[str, str], tmp_path: Path) -> None:
+    config = preset("quickstart")
+    config = msgspec.structs.replace(config, serving=msgspec.structs.replace(config.serving, **serving))
+    with pytest.raises(ConfigError, match="a run starts one shard, on loopback, without TLS"):
+        resolve_config(config, RunOptions(out_dir=tmp_path))
