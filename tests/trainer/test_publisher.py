@@ -284,10 +284,10 @@ def test_all_changes_of_an_outage_arrive_together_in_one_version(
 ) -> None:
     """Many versions are due while the shard is away; training goes on in the same memory."""
     shards.start()
-    rig = make_rig(shards.addresses, request_timeout_s=1, num_batches=140)
+    rig = make_rig(shards.addresses, request_timeout_s=2, num_batches=140)
     rig.train(20)
-    rig.publish()
-    rig.publish()
+    while rig.num_pending():
+        rig.publish()
     before = rig.clients.status()[0].num_versions
     if outage == "killed":
         shards.kill()
@@ -298,7 +298,7 @@ def test_all_changes_of_an_outage_arrive_together_in_one_version(
     for number in range(100):
         rig.train()
         rig.interval()
-        time.sleep(0.03)
+        time.sleep(0.06)
         pending.append(rig.num_pending())
         if number == 49:
             memory_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
