@@ -78,10 +78,10 @@ def resolve_config(config: Config, options: RunOptions) -> Config:
             f"checkpoint.directory {checkpoints}: holds an earlier run's checkpoints; go on from them with "
             "--resume, or name another directory"
         )
-    if len(config.serving.shard_addresses) > 1 or config.serving.tls_ca_file:
+    if config.serving.tls_ca_file:
         raise ConfigError(
-            "serving: a run starts one shard, on loopback, without TLS. Start several shards, or shards "
-            "with TLS, by themselves, and `python -m trainer train` beside them"
+            "serving: a run starts its shards on loopback, without TLS. Start shards with TLS by themselves, "
+            "and `python -m trainer train` beside them"
         )
     servers = options.bootstrap_servers or ANY_PORT
     kafka = msgspec.structs.replace(config.kafka, bootstrap_servers=servers)
