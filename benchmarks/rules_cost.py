@@ -1,0 +1,195 @@
+"""What the synchronisation rules save in bytes to serving, and what they cost in quality.
+
+python -m benchmarks.rules_cost [--quick] [--seeds N] [--impressions N] [--ways NAME ...] [--plots DIR]
+
+One training run a seed on the synthetic stream, as `make run` trains it; each way of synchronising has a
+replica of its own, which gets what the way's rules let through and answers for each slice of the stream before
+training sees it. `full` sends every touched row as float32 in every pass. A pass is half a second, at 2,048
+impressions a second of the publishing clock. Bytes and quality are counted after the first quarter.
+`fewer` is full's row bytes over the way's; `fewer_all` has the dense weights of each version in it.
+GAUC and AUC are means over the tasks; `gauc_lost` is full's less the way's, paired by seed, with a 95 %
+interval (Student's t).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from msgspec.structs import replace
+
+from benchmarks.quality_summary import half_width
+from benchmarks.report import rounded, say, say_json, say_skipped, say_table
+from benchmarks.rules_cost_plot import draw
+from benchmarks.rules_cost_serving import ForAll, Model, Serving, Way
+from param_server.client import RulesConfig
+from param_server.rules_config import RULES_PRESETS
+from trainer.collectives import Ranks, start_ranks
+from trainer.config import preset
+from trainer.data.synthetic import SyntheticStream
+from trainer.metrics import auc, gauc
+from trainer.recommender import Recommender
+from trainer.stream.columns import Impressions
+from trainer.stream.slicing import slice_impressions
+
+SLICE = 1_024
+PASSES_PER_S = 2
+START_S = 1_790_000_000
+GOAL_FEWER = 13.0
+GOAL_GAUC_LOST = 0.0005
+FULL = "full"
+
+EVERYTHING = RulesConfig()
+WAYS = (
+    Way(FULL, EVERYTHING),
+    Way("float16", EVERYTHING, "float16"),
+    Way("int8", EVERYTHING, "int8"),
+    *(Way(name, rules) for name, rules in RULES_PRESETS.items() if name != "everything"),
+)
+
+
+def learn(
+    ways: Sequence[Way], *, seed: int, impressions: int, ranks: Ranks
+) -> dict[str, dict[str, Any]]:
+    """One training run; what each way sent and how well its replica answered."""
+    config = preset("quickstart")
+    config = replace(config, seed=seed, impressions=impressions)
+    recommender = Recommender(config, ranks=ranks)
+    servings = [Serving(way, recommender=recommender, config=config) for way in ways]
+    for name, shard in recommender.shards.items():
+        shard.changed = ForAll(shard.slots_per_rank, [serving.records[name] for serving in servings])
+    model = Model.of(recommender, config)
+    for serving in servings:
+        serving.publish(model, now_s=START_S)
+    judged: list[Impressions] = []
+    scores: dict[str, list[npt.NDArray[np.float32]]] = {way.name: [] for way in ways}
+    counted_from = impressions // 4 // SLICE
+    for number, (part, _) in enumerate(SyntheticStream(config).batches(SLICE)):
+        if number == counted_from:
+            for serving in servings:
+                serving.forget_totals()
+        if number >= counted_from:
+            judged.append(part)
+            for serving in servings:
+                scores[serving.way.name].append(serving.judge(part))
+        train(recommender, part, batch_size=config.train.batch_size)
+        model = model.with_dense(recommender)
+        for serving in servings:
+            if (number + 1) % serving.way.every == 0:
+                serving.publish(model, now_s=START_S + (number + 1) // PASSES_PER_S)
+    return {
+        serving.way.name: outcome(serving, judged=judged, scores_NT=np.concatenate(scores[serving.way.name]))
+        for serving in servings
+    }
+
+
+def train(recommender: Recommender, impressions: Impressions, *, batch_size: int) -> None:
+    for start in range(0, len(impressions), batch_size):
+        batch = slice_impressions(impressions, start, min(start + batch_size, len(impressions)))
+        recommender.train(batch, now_s=int(batch.event_time_ms_N.max()) // 1000)
+
+
+def outcome(
+    serving: Serving, *, judged: Sequence[Impressions], scores_NT: npt.NDArray[np.float32]
+) -> dict[str, Any]:
+    """Totals of one way over the part of the stream that counts."""
+    labels_NT = np.concatenate([part.labels_NT for part in judged])
+    users_N = np.concatenate([part.user_ids_N for part in judged])
+    tasks = range(scores_NT.shape[1])
+    gaucs = [gauc(scores_NT[:, task], labels_NT[:, task], users_N) for task in tasks]
+    aucs = [auc(scores_NT[:, task], labels_NT[:, task]) for task in tasks]
+    return {
+        "gauc": float(np.mean([value for value in gaucs if value is not None])),
+        "auc": float(np.mean([value for value in aucs if value is not None])),
+        "row_bytes": serving.row_bytes,
+        "all_bytes": serving.row_bytes + serving.dense_bytes,
+        "rows": serving.rows_sent,
+        "versions": serving.versions,
+        "held_back": serving.held_back,
+    }
+
+
+def summary(outcomes: Sequence[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for each way; differences are paired by seed. Args: outcomes: of each seed, by way."""
+    rows = []
+    for name in outcomes[0]:
+        own, full = [one[name] for one in outcomes], [one[FULL] for one in outcomes]
+        pairs = list(zip(own, full, strict=True))
+        gauc_lost = [theirs["gauc"] - ours["gauc"] for ours, theirs in pairs]
+        auc_lost = [theirs["auc"] - ours["auc"] for ours, theirs in pairs]
+        fewer = float(np.mean([theirs["row_bytes"] / max(1, ours["row_bytes"]) for ours, theirs in pairs]))
+        fewer_all = float(np.mean([theirs["all_bytes"] / ours["all_bytes"] for ours, theirs in pairs]))
+        rows.append(
+            {
+                "way": name,
+                "row_mb": rounded(float(np.mean([one["row_bytes"] for one in own])) / 1e6),
+                "fewer": rounded(fewer),
+                "fewer_all": rounded(fewer_all),
+                "gauc": round(float(np.mean([one["gauc"] for one in own])), 5),
+                "gauc_lost": round(float(np.mean(gauc_lost)), 5),
+                "gauc_95": _rounded_or_none(half_width(gauc_lost)),
+                "auc_lost": round(float(np.mean(auc_lost)), 5),
+                "auc_95": _rounded_or_none(half_width(auc_lost)),
+                "meets": bool(fewer >= GOAL_FEWER and np.mean(gauc_lost) <= GOAL_GAUC_LOST),
+            }
+        )
+    return rows
+
+
+def _rounded_or_none(value: float | None) -> float | None:
+    return None if value is None else round(value, 5)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="2 seeds, 40,000 impressions")
+    parser.add_argument("--seeds", type=int, help="default 5, quick 2")
+    parser.add_argument("--impressions", type=int, help="default 200,000")
+    parser.add_argument("--ways", nargs="+", choices=[way.name for way in WAYS], help="beside full")
+    parser.add_argument("--plots", type=Path, help="a folder for the figure (SVG)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
+    impressions = options.impressions or (40_000 if options.quick else 200_000)
+    if impressions < 4 * SLICE:
+        raise SystemExit(f"--impressions must be at least {4 * SLICE}, found {impressions}")
+    ways = []
+    for way in WAYS:
+        if way.name != FULL and options.ways and way.name not in options.ways:
+            continue
+        if way.rules.needs_scores or way.rules.needs_last_seen:
+            say_skipped(way.name, "the trainer's record of changes has no scores for the rules yet")
+            continue
+        ways.append(way)
+    torch.set_num_threads(1)
+    ranks = start_ranks()
+    outcomes = []
+    for seed in range(1, 1 + (options.seeds or (2 if options.quick else 5))):
+        outcomes.append(learn(ways, seed=seed, impressions=impressions, ranks=ranks))
+        best = outcomes[-1][FULL]
+        say(f"seed {seed}: full has GAUC {best['gauc']:.5f} and sent {best['row_bytes']:,} bytes of rows")
+    rows = summary(outcomes)
+    columns = ("way", "row_mb", "fewer", "fewer_all", "gauc", "gauc_lost", "gauc_95", "auc_lost", "auc_95")
+    say_table(rows, columns)
+    if options.plots:
+        say(f"drawn: {draw(rows, options.plots)}")
+    facts = {
+        "impressions": impressions,
+        "slice": SLICE,
+        "goal": {"fewer": GOAL_FEWER, "gauc_lost": GOAL_GAUC_LOST},
+        "seeds": outcomes,
+    }
+    say_json("rules_cost", rows=rows, facts=facts)
+
+
+if __name__ == "__main__":
+    main()
