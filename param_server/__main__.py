@@ -93,7 +93,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_shard(arguments: argparse.Namespace, security: ServerSecurity) -> None:
-    from param_server.history import Promotions
     from param_server.history_service import HistoryServicer
     from param_server.shard_service import SERVER_THREADS, ShardServicer
     from param_server.transport import open_server
@@ -104,7 +103,7 @@ def run_shard(arguments: argparse.Namespace, security: ServerSecurity) -> None:
     shard = shard_process.open_shard(arguments)
     servicer = ShardServicer(shard, clock_ms=wall_clock_ms)
     param_server_pb2_grpc.add_ParamServerServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    history = HistoryServicer(shard.log, Promotions(shard.log.store))
+    history = HistoryServicer(shard.log)
     param_server_pb2_grpc.add_HistoryServicer_to_server(history, server)  # type: ignore[no-untyped-call]
     server.start()
     beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="maintain")

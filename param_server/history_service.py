@@ -8,19 +8,18 @@ import grpc
 
 from param_server.blob_parts import from_message, split_blob, to_message
 from param_server.errors import RequestError
-from param_server.history import Promotions, VersionReader, chain_to
 from param_server.manifest import Manifest, encode_manifest
 from param_server.transport import errors_as_status
+from param_server.version_log import VersionLog
 from proto import param_server_pb2, param_server_pb2_grpc
 from proto.tensor_blob import crc32c
 
 
 class HistoryServicer(param_server_pb2_grpc.HistoryServicer):
-    """Reads a log that someone else writes. The method names are those that gRPC calls."""
+    """Every shard answers Replay and Promoted, shard 0 alone Promote. The method names are gRPC's."""
 
-    def __init__(self, reader: VersionReader, promotions: Promotions) -> None:
-        self._reader = reader
-        self._promotions = promotions
+    def __init__(self, log: VersionLog) -> None:
+        self._log = log
 
     def Replay(  # noqa: N802
         self, request: param_server_pb2.ReplayRequest, context: grpc.ServicerContext
@@ -29,7 +28,7 @@ class HistoryServicer(param_server_pb2_grpc.HistoryServicer):
             if not request.HasField("until"):
                 raise RequestError("replay: the version to end at is missing")
             known: set[str] = set()
-            for manifest in chain_to(self._reader.manifests(), from_message(request.until)):
+            for manifest in self._log.chain_to(from_message(request.until)):
                 yield from self._parts(manifest, known)
                 known = {blob.name for blob in manifest.blobs}
 
@@ -41,7 +40,7 @@ class HistoryServicer(param_server_pb2_grpc.HistoryServicer):
         for blob in manifest.blobs:
             if blob.kind in ("program", "signature") and blob.name in known:
                 continue
-            content = self._reader.read_blob(manifest.version, blob.name)
+            content = bytes(self._log.read_blob(manifest, blob.name))
             for message in split_blob(manifest.version, blob.kind, blob.name, content):
                 yield param_server_pb2.VersionPart(blob=message)
         yield param_server_pb2.VersionPart(end=to_message(manifest.version))
@@ -52,13 +51,14 @@ class HistoryServicer(param_server_pb2_grpc.HistoryServicer):
         with errors_as_status(context):
             if not request.HasField("version"):
                 raise RequestError("promote: the version is missing")
-            self._promotions.promote(from_message(request.version), manifests=self._reader.manifests())
-        return self._promotion()
+            self._log.promote(from_message(request.version))
+            return self._promotion()
 
     def Promoted(  # noqa: N802
         self, request: param_server_pb2.StatusRequest, context: grpc.ServicerContext
     ) -> param_server_pb2.Promotion:
-        return self._promotion()
+        with errors_as_status(context):
+            return self._promotion()
 
     def _promotion(self) -> param_server_pb2.Promotion:
-        return param_server_pb2.Promotion(version=to_message(self._promotions.version))
+        return param_server_pb2.Promotion(version=to_message(self._log.promoted()))

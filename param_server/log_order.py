@@ -84,10 +84,19 @@ def chain_to(entries: Sequence[Entry], version: Version) -> list[Manifest]:
     raise AssertionError("the first version of a log has a base")
 
 
-def num_dropped(entries: Sequence[Entry], *, keep_full: int) -> int:
-    """How many of the oldest versions retention drops: those before the keep_full-th newest base."""
+def num_dropped(entries: Sequence[Entry], *, keep_full: int, promoted: Version | None = None) -> int:
+    """How many of the oldest versions retention drops: those before the keep_full-th newest base.
+
+    The promoted version and the base that its chain begins with stay, and so does all after them.
+    """
     bases = [index for index, entry in enumerate(entries) if entry.base is not None]
-    return bases[max(0, len(bases) - keep_full)] if bases else 0
+    if not bases:
+        return 0
+    first = bases[max(0, len(bases) - keep_full)]
+    held = next((i for i, entry in enumerate(entries) if entry.manifest.version == promoted), None)
+    if held is not None:
+        first = min(first, max(index for index in bases if index <= held))
+    return first
 
 
 def _num_bytes(manifests: Sequence[Manifest]) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import grpc
 
 from param_server.blob_parts import from_message, to_message
-from param_server.history import VersionReader, chain_after, chain_to
+from param_server.history import VersionReader
 from param_server.manifest import Manifest, Version
 from param_server.receive import ReceivedVersion, receive_versions
 from param_server.security import NO_SECURITY, ClientSecurity
@@ -91,20 +91,18 @@ class StoreSource:
     `follow` ends when it has caught up; whoever follows asks again after a while.
     """
 
-    def __init__(self, reader: VersionReader, *, promoted: Version | None = None) -> None:
+    def __init__(self, reader: VersionReader) -> None:
         self._reader = reader
-        self._promoted = promoted
         self._cancelled = False
 
     def follow(self, held: Version | None, *, shared: dict[str, bytes]) -> Iterator[ReceivedVersion]:
-        del shared  # every version is read whole
-        return self._read(chain_after(self._reader.manifests(), held))
+        return self._read(self._reader.plan_after(held), shared=shared)
 
     def replay(self, until: Version) -> Iterator[ReceivedVersion]:
-        return self._read(chain_to(self._reader.manifests(), until))
+        return self._read(self._reader.chain_to(until), shared={})
 
     def promoted(self) -> Version | None:
-        return self._promoted
+        return self._reader.promoted()
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -112,12 +110,18 @@ class StoreSource:
     def close(self) -> None:
         """There is nothing to close: the reader is its maker's."""
 
-    def _read(self, manifests: list[Manifest]) -> Iterator[ReceivedVersion]:
+    def _read(self, manifests: list[Manifest], *, shared: dict[str, bytes]) -> Iterator[ReceivedVersion]:
         self._cancelled = False
         for manifest in manifests:
             if self._cancelled:
                 return
-            blobs = {
-                blob.name: self._reader.read_blob(manifest.version, blob.name) for blob in manifest.blobs
-            }
-            yield ReceivedVersion(manifest=manifest, blobs=blobs)
+            blobs: dict[str, bytes] = {}
+            for blob in manifest.blobs:
+                # A program is named by its content, so the one that is there is the one that is meant.
+                known = shared.get(blob.name)
+                blobs[blob.name] = (
+                    bytes(self._reader.read_blob(manifest, blob.name)) if known is None else known
+                )
+            received = ReceivedVersion(manifest=manifest, blobs=blobs)
+            shared = received.shared
+            yield received

@@ -2,6 +2,7 @@
 
     shards                   how many share the log
     generation               writers below this generation are fenced
+    promoted                 the version of the stable channel, if there is one
     manifests/<position>     CRC32C and the manifest; its creation is the commit
     segments/shard-<k>/<n>   records: the rows and dense blobs of versions (log_records.py)
     snapshots/<position>     a manifest of the whole content of the version that was committed there
@@ -34,6 +35,7 @@ from param_server.errors import (
     StoreMissingError,
 )
 from param_server.failpoints import reach
+from param_server.history import read_promoted, write_promoted
 from param_server.log_order import (
     chain_to,
     check_follows,
@@ -101,6 +103,7 @@ class VersionLog:
         self._check_num_shards(num_shards)
         recovered = recover(store, repair=self.coordinates)
         self._fenced_generation = recovered.fenced_generation
+        self._promoted = read_promoted(store)
         self._set_entries(recovered.entries)
         self._segments = SegmentLog(store, shard=shard, segment_bytes_max=segment_bytes_max)
         self.damage: list[str] = list(recovered.damage)
@@ -292,6 +295,22 @@ class VersionLog:
         self._entry(version)
         return chain_to(self._entries, version)
 
+    def promoted(self) -> Version | None:
+        """The version of the stable channel; None: none was promoted. Raises: LogDamageError."""
+        return self._promoted if self.coordinates else read_promoted(self.store)
+
+    def promote(self, version: Version) -> None:
+        """Name the version of the stable channel, durably; retention keeps its chain from here on.
+
+        Raises: MissingBlobError if the log does not have the version, LogError.
+        """
+        if not self.coordinates:
+            raise LogError(f"shard {self.shard} does not promote: ask shard 0")
+        with self._mutex:
+            self.chain_to(version)
+            write_promoted(self.store, version)
+            self._promoted = version
+
     def catch_up(self) -> list[Manifest]:
         """Versions that are in the store and not known here yet: the other shards poll one name with it.
 
@@ -365,7 +384,7 @@ class VersionLog:
         with self._mutex:
             dropped: list[Entry] = []
             if self.coordinates:
-                first = num_dropped(self._entries, keep_full=self._keep_full)
+                first = num_dropped(self._entries, keep_full=self._keep_full, promoted=self._promoted)
                 dropped = self._entries[:first]
                 # Oldest first: a crash in between leaves a log whose start is merely further on.
                 for entry in dropped:
@@ -417,7 +436,13 @@ class VersionLog:
         try:
             return self._by_version[version]
         except KeyError:
-            raise MissingBlobError(f"version {version} is not in the log") from None
+            entries = self._entries
+            known = (
+                f"{entries[0].manifest.version} .. {entries[-1].manifest.version}"
+                if entries
+                else "no version"
+            )
+            raise MissingBlobError(f"version {version} is not in the log, which has {known}") from None
 
     def _locate(self, version: Version, blob: BlobRef) -> BlobRef:
         staged = self._staged.get(version, blob.name)

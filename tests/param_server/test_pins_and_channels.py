@@ -12,7 +12,7 @@ import pytest
 from param_server.client import HistoryClient, MissingBlobError, ParamServerClient, ReplicaClient, Version
 from param_server.errors import GapError, LogDamageError
 from param_server.follower import Follower
-from param_server.history import Promotions, chain_after, chain_to
+from param_server.local_store import LocalStore
 from param_server.replica import Replica
 from param_server.replica_service import ReplicaService
 from param_server.sources import StoreSource
@@ -40,7 +40,7 @@ class LocalClient:
 @pytest.fixture
 def history(kit, tmp_path: Path):
     """A log of versions 1.1 (full) .. 1.8, full again at 1.5, and the rows that each left."""
-    log = VersionLog(tmp_path / "log", keep_full=2)
+    log = VersionLog(LocalStore(tmp_path / "log", owner="shard-0"), keep_full=2)
     trainer = kit.trainer(LocalClient(log))
     trainer.open()
     keys = kit.all_keys()
@@ -170,7 +170,8 @@ def test_the_stable_channel_only_ever_shows_what_was_promoted(kit, history, tmp_
     assert not replica.ready
     shown: set[Version | None] = set()
     for sequence in (3, 6, 8, 4):
-        source = StoreSource(log, promoted=Version(1, sequence))
+        log.promote(Version(1, sequence))
+        source = StoreSource(log)
         replica.promote(source.promoted())
         shown.update(go(replica, source))
         assert_holds(replica, rows[Version(1, sequence)], kit.all_keys())
@@ -199,28 +200,28 @@ def test_a_version_that_an_operator_holds_stays_ready_however_old(kit, history):
 
 def test_what_is_promoted_survives_a_restart_and_must_be_in_the_log(history, tmp_path):
     log, _, _ = history
-    promotions = Promotions(tmp_path)
-    assert promotions.version is None
-    promotions.promote(Version(1, 6), manifests=log.manifests())
-    with pytest.raises(MissingBlobError):
-        promotions.promote(Version(1, 99), manifests=log.manifests())
-    assert Promotions(tmp_path).version == Version(1, 6)
-    (tmp_path / "promoted").write_text("soon\n")
+    assert log.promoted() is None
+    log.promote(Version(1, 6))
+    with pytest.raises(MissingBlobError, match=r"version 1\.99 is not in the log, which has 1\.1 \.\. 1\.8"):
+        log.promote(Version(1, 99))
+    log.close()
+    again = VersionLog(LocalStore(tmp_path / "log", owner="shard-0"))
+    assert again.promoted() == Version(1, 6)
+    again.close()
+    (tmp_path / "log" / "promoted").write_text("soon\n")
     with pytest.raises(LogDamageError, match=r"promoted: expected a version as generation\.sequence"):
-        Promotions(tmp_path)
+        VersionLog(LocalStore(tmp_path / "log", owner="shard-0"))
 
 
 def test_chains_begin_at_a_full_version_and_end_where_they_must(history):
-    manifests = history[0].manifests()
+    log = history[0]
     for sequence, first in ((1, 1), (4, 1), (5, 5), (8, 5)):
-        chain = chain_to(manifests, Version(1, sequence))
+        chain = log.chain_to(Version(1, sequence))
         assert [one.version.sequence for one in chain] == list(range(first, sequence + 1))
-    assert [one.version.sequence for one in chain_after(manifests, None)] == [5, 6, 7, 8]
-    assert [one.version.sequence for one in chain_after(manifests, Version(1, 2))] == [3, 4, 5, 6, 7, 8]
-    assert [one.version.sequence for one in chain_after(manifests, Version(0, 9))] == [5, 6, 7, 8]
-    assert chain_after(manifests, Version(1, 8)) == chain_after([], None) == []
-    with pytest.raises(MissingBlobError, match="which has no version"):
-        chain_to([], Version(1, 1))
+    assert [one.version.sequence for one in log.plan_after(None)] == [5, 6, 7, 8]
+    assert [one.version.sequence for one in log.plan_after(Version(1, 6))] == [7, 8]
+    assert [one.version.sequence for one in log.plan_after(Version(0, 9))] == [5, 6, 7, 8]
+    assert log.plan_after(Version(1, 8)) == []
 
 
 def test_the_loop_follows_a_log_moves_to_a_pin_and_catches_up(kit, history):
