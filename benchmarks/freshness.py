@@ -1,16 +1,16 @@
-"""From a changed row to an answer: versions through real processes, predict while they switch, events end to end.
+"""From a changed row to an answer: versions through real processes, predict while they switch, whole runs.
 
 python -m benchmarks.freshness [--quick] [--parts version predict run] [--versions N] [--rows N]
 
-version  100,000 rows x 40 of a table go to a shard process and two replica processes, over and over. `visible` is
-         from the beginning of the take to the later replica's switch. take, encode, append (published and
-         durable) and commit are timed by the writer; prepare and switch in this process, on the same version,
-         after the clock stopped; stream is what is left.
-predict  a client in a process of its own asks one replica at a fixed pace, in turns: nothing is published (quiet),
-         versions are published and the replica is pinned (the shard's and the writer's work, no switch), and
-         it follows them (switching). Times count from when a request was due.
-run      `python -m trainer run`: event to visible, from its summary.json, at 2,000 impressions a second, at four fifths
-         of what it can train, and with a producer that is faster than it.
+version  100,000 rows x 40 of a table go to a shard process and two replica processes, over and over.
+         `visible` is from the beginning of the take to the later replica's switch. take, encode, append
+         (published and durable) and commit are timed by the writer; prepare and switch in this process, on
+         the same version, after the clock stopped; stream is what is left.
+predict  a client in a process of its own asks one replica at a fixed pace, in turns: nothing is published
+         (quiet), versions are published and the replica is pinned (the shard's and the writer's work, no
+         switch), and it follows them (switching). Times count from when a request was due.
+run      `python -m trainer run`: event to visible, from its summary.json, at 2,000 impressions a second, at
+         four fifths of what it can train, and with a producer that is faster than it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ import numpy as np
 
 from benchmarks.freshness_writer import TimedReplica, Writer
 from benchmarks.processes import listening
-from benchmarks.report import rounded, say, say_json, say_table
+from benchmarks.report import rounded, say_json, say_table
 from param_server.client import ParamServerClient, ReplicaClient, Version
+from trainer.collectives import Ranks, start_ranks
 
 PHASES = ("take", "encode", "append", "commit", "stream", "prepare", "switch")
 PARTS = ("version", "predict", "run")
@@ -42,7 +43,7 @@ GOALS = {"predict_p999_ms": 2.0, "event_to_visible_p99_ms": 1_000.0}
 VISIBLE_LIMIT_S = 60.0
 PREDICT_ROWS = 20_000
 PREDICT_EVERY_S = 0.5
-PREDICT_BATCH = 100
+PREDICT_BATCH = 20
 PREDICT_RATE = 100.0
 
 
@@ -71,10 +72,12 @@ def visible_ms(replica: ReplicaClient, version: Version) -> int:
     raise RuntimeError(f"version {version} is not visible after {VISIBLE_LIMIT_S} s")
 
 
-def measure_versions(*, table_rows: int, num_rows: int, versions: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure_versions(
+    *, table_rows: int, num_rows: int, versions: int, ranks: Ranks
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Versions one after the other: a row for each phase, and the totals."""
     taken: dict[str, list[float]] = {name: [] for name in ("visible", *PHASES)}
-    writer, timed = Writer(rows=table_rows), TimedReplica()
+    writer, timed = Writer(rows=table_rows, ranks=ranks), TimedReplica()
     with serving(2) as (shard, addresses), ExitStack() as stack:
         client = stack.enter_context(ParamServerClient(shard, timeout_s=60))
         replicas = [stack.enter_context(ReplicaClient(address)) for address in addresses]
@@ -130,11 +133,13 @@ class Predicting:
         self._process.wait()
 
 
-def measure_predict(*, table_rows: int, rounds: int, turn_s: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure_predict(
+    *, table_rows: int, rounds: int, turn_s: float, ranks: Ranks
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Turns of each kind at one replica: a row for each kind, and the differences."""
     taken: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
     switched = 0
-    writer = Writer(rows=table_rows)
+    writer = Writer(rows=table_rows, ranks=ranks)
     with serving(1) as (shard, (address,)), ExitStack() as stack:
         client = stack.enter_context(ParamServerClient(shard, timeout_s=60))
         replica = stack.enter_context(ReplicaClient(address))
@@ -165,22 +170,29 @@ def measure_predict(*, table_rows: int, rounds: int, turn_s: float) -> tuple[lis
 
 
 def predict_rows(taken: dict[str, list[list[float]]]) -> list[dict[str, Any]]:
+    """Percentiles of all requests of a kind, and the median over its turns of a turn's p99.9."""
     rows = []
     for kind, turns in taken.items():
-        p50, p99, p999 = np.percentile(np.concatenate([np.array(turn) for turn in turns]), (50, 99, 99.9))
+        p50, p99, p999 = np.percentile(np.concatenate(turns), (50, 99, 99.9))
         row = {"case": "predict", "phase": kind, "requests": sum(map(len, turns))}
-        rows.append(row | {"p50_ms": rounded(p50), "p99_ms": rounded(p99), "p999_ms": rounded(p999)})
+        row |= {"p50_ms": rounded(p50), "p99_ms": rounded(p99), "p999_ms": rounded(p999)}
+        rows.append(row | {"p999_of_turns_ms": rounded(float(np.median(_p999_of_turns(turns))))})
     return rows
 
 
 def predict_facts(taken: dict[str, list[list[float]]], *, switched: int) -> dict[str, Any]:
-    """How much later the slowest answers come, over all requests."""
-    slow = {kind: np.percentile(np.concatenate(turns), 99.9) for kind, turns in taken.items()}
+    """How much later the slowest answers come: the median over the rounds of the difference of two turns."""
+    slow = {kind: np.array(_p999_of_turns(turns)) for kind, turns in taken.items()}
     return {
         "versions_switched": switched,
-        "p999_more_than_quiet_ms": rounded(slow["switching"] - slow["quiet"]),
-        "p999_more_than_pinned_ms": rounded(slow["switching"] - slow["pinned"]),
+        "p999_of_turns_ms": {kind: values.round(3).tolist() for kind, values in slow.items()},
+        "p999_more_than_quiet_ms": rounded(float(np.median(slow["switching"] - slow["quiet"]))),
+        "p999_more_than_pinned_ms": rounded(float(np.median(slow["switching"] - slow["pinned"]))),
     }
+
+
+def _p999_of_turns(turns: list[list[float]]) -> list[float]:
+    return [float(np.percentile(turn, 99.9)) for turn in turns]
 
 
 def measure_runs(*, seconds: float) -> list[dict[str, Any]]:
@@ -232,9 +244,13 @@ def main() -> None:
     num_rows = options.rows or (10_000 if quick else 100_000)
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {"goals": GOALS}
+    ranks = start_ranks()
     if "version" in options.parts:
         measured, facts["version"] = measure_versions(
-            table_rows=4 * num_rows, num_rows=num_rows, versions=options.versions or (5 if quick else 40)
+            table_rows=4 * num_rows,
+            num_rows=num_rows,
+            versions=options.versions or (5 if quick else 40),
+            ranks=ranks,
         )
         say_table(measured, ("case", "phase", "p50_ms", "p99_ms"))
         rows += measured
@@ -243,8 +259,9 @@ def main() -> None:
             table_rows=4 * PREDICT_ROWS,
             rounds=options.rounds or (1 if quick else 6),
             turn_s=options.turn_s or (2.0 if quick else 10.0),
+            ranks=ranks,
         )
-        say_table(measured, ("case", "phase", "requests", "p50_ms", "p99_ms", "p999_ms"))
+        say_table(measured, ("case", "phase", "requests", "p50_ms", "p99_ms", "p999_ms", "p999_of_turns_ms"))
         rows += measured
     if "run" in options.parts:
         measured = measure_runs(seconds=options.run_s or (8.0 if quick else 40.0))

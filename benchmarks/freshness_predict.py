@@ -13,7 +13,9 @@ import argparse
 import json
 import sys
 import time
+from typing import Any
 
+import numpy.typing as npt
 from msgspec.structs import replace
 
 from benchmarks.freshness_writer import DIM
@@ -44,7 +46,9 @@ def main() -> None:
             sys.stdout.flush()
 
 
-def ask(client: ReplicaClient, requests: list[dict[str, object]], *, rate: float, seconds: float) -> list[float]:
+def ask(
+    client: ReplicaClient, requests: list[dict[str, npt.NDArray[Any]]], *, rate: float, seconds: float
+) -> list[float]:
     """Milliseconds of each request, from when it was due."""
     taken_ms = []
     began_s = time.perf_counter()

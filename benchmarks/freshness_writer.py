@@ -29,7 +29,7 @@ from param_server.serving_model import ServingModel
 from param_server.serving_store import ServingStore
 from param_server.version_rows import read_packed
 from trainer.changed_rows import Taken
-from trainer.collectives import start_ranks
+from trainer.collectives import Ranks
 from trainer.config.config import Config
 from trainer.program import dense_weights, export_program
 from trainer.recommender import Recommender, TableShard
@@ -59,9 +59,9 @@ class Sent:
 class Writer:
     """One rank with one full table."""
 
-    def __init__(self, *, rows: int) -> None:
+    def __init__(self, *, rows: int, ranks: Ranks) -> None:
         self.config: Config = config_for(dim=DIM, rows=rows, world_size=1, threads=1)
-        self.recommender = Recommender(self.config, ranks=start_ranks())
+        self.recommender = Recommender(self.config, ranks=ranks)
         (self._shard,) = self.recommender.shards.values()
         self._generator = np.random.default_rng(1)
         keys_S = popular_keys(self.recommender.layout, rows)

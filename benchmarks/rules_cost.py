@@ -3,8 +3,8 @@
 python -m benchmarks.rules_cost [--quick] [--seeds N] [--impressions N] [--ways NAME ...] [--plots DIR]
 
 One training run a seed on the synthetic stream, as `make run` trains it; each way of synchronising has a
-replica of its own, which gets what the way's rules let through and answers for each slice of the stream before
-training sees it. `full` sends every touched row as float32 in every pass. A pass is half a second, at 2,048
+replica of its own, which gets what the way's rules let through and answers for each slice of the stream
+before training sees it. `full` sends every touched row as float32 in every pass. A pass is half a second, at 2,048
 impressions a second of the publishing clock. Bytes and quality are counted after the first quarter.
 `fewer` is full's row bytes over the way's; `fewer_all` has the dense weights of each version in it.
 GAUC and AUC are means over the tasks; `gauc_lost` is full's less the way's, paired by seed, with a 95 %
@@ -53,9 +53,7 @@ WAYS = (
 )
 
 
-def learn(
-    ways: Sequence[Way], *, seed: int, impressions: int, ranks: Ranks
-) -> dict[str, dict[str, Any]]:
+def learn(ways: Sequence[Way], *, seed: int, impressions: int, ranks: Ranks) -> dict[str, dict[str, Any]]:
     """One training run; what each way sent and how well its replica answered."""
     config = preset("quickstart")
     config = replace(config, seed=seed, impressions=impressions)

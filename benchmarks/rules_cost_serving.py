@@ -1,4 +1,4 @@
-"""One way of synchronising in benchmarks.rules_cost: what it lets through, what that weighs, what serving knows then.
+"""One way of synchronising in benchmarks.rules_cost: what goes out, what it weighs, what serving knows then.
 
 The trainer's own record of changes decides, its own encoding makes the blobs, and a real replica (without its
 socket) loads each version and answers. All ways follow one training run: what is trained does not depend on
@@ -99,9 +99,7 @@ class Serving:
 
     def __init__(self, way: Way, *, recommender: Recommender, config: Config) -> None:
         self.way = way
-        self.records = {
-            name: ChangedRows(shard.slots_per_rank) for name, shard in recommender.shards.items()
-        }
+        self.records = {name: ChangedRows(shard.slots_per_rank) for name, shard in recommender.shards.items()}
         self.row_bytes = self.dense_bytes = self.rows_sent = self.versions = 0
         self.held_back: dict[str, int] = {}
         self._recommender = recommender
