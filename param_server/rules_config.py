@@ -101,8 +101,6 @@ RULES_PRESETS: dict[str, RulesConfig] = {
         min_updates_window_s=600,
         refresh_after_s=600,
     ),
-    # Most bytes go to rows that change all the time and to single updates of rare ones: both wait a little.
-    "sparing": RulesConfig(update_limit=1, update_limit_window_s=4, min_updates=5),
     # The thresholds of Paddle's CTR accessor: base_threshold, delta_threshold, delta_keep_days.
     "paddle_ctr": RulesConfig(min_score=1.5, min_gathered_score=0.25, unseen_max_s=16 * DAY_S),
 }
