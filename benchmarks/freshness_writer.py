@@ -28,13 +28,13 @@ from param_server.receive import ReceivedVersion
 from param_server.serving_model import ServingModel
 from param_server.serving_store import ServingStore
 from param_server.version_rows import read_packed
-from trainer.changed_rows import Taken
+from trainer.changed_rows import Clocks
 from trainer.collectives import Ranks
 from trainer.config.config import Config
 from trainer.program import dense_weights, export_program
 from trainer.recommender import Recommender, TableShard
 from trainer.serving_signature import signature_of
-from trainer.version_parts import copy_rows, encode_rows
+from trainer.version_parts import TakenRows, encode_rows, take_rows
 
 FILL_BLOCK = 1 << 17
 DIM = 40
@@ -80,10 +80,9 @@ class Writer:
     def open(self, client: ParamServerClient) -> Sent:
         """A new generation, begun with everything."""
         self._generation, self._head = client.open_generation(0)
-        rows = self._shard.ids.rows()
         began_s = time.perf_counter()
         taken_ms = _wall_ms()
-        return self._send(client, self._shard.changed.take_full(rows.keys_N, rows.slots_N), began_s, taken_ms)
+        return self._send(client, self._take(full=True, taken_ms=taken_ms), began_s, taken_ms)
 
     def change_and_send(self, client: ParamServerClient, *, num_rows: int) -> Sent:
         """A delta of so many rows, the newest of the log when this returns."""
@@ -93,16 +92,25 @@ class Writer:
         self._shard.changed.touch(slots_N.astype(np.int64))
         began_s = time.perf_counter()
         taken_ms = _wall_ms()
-        taken = self._shard.changed.take(self._shard.keys_of, rules=RULES, now_s=int(taken_ms) // 1000)
-        return self._send(client, taken, began_s, taken_ms)
+        return self._send(client, self._take(full=False, taken_ms=taken_ms), began_s, taken_ms)
 
-    def _send(self, client: ParamServerClient, taken: Taken, began_s: float, taken_ms: float) -> Sent:
-        """Copy, encode, append, commit, ack: as trainer.publisher does, with a clock between."""
-        rows = copy_rows(self._shard, taken)
+    def _take(self, *, full: bool, taken_ms: float) -> TakenRows:
+        clocks = Clocks(now_s=int(taken_ms) // 1000, event_time_s=START_S)
+        return take_rows(self._shard, full=full, rules=RULES, clocks=clocks, row_format="float32")
+
+    def _send(self, client: ParamServerClient, rows: TakenRows, began_s: float, taken_ms: float) -> Sent:
+        """Encode, append, commit, ack what was taken: as trainer.publisher does, with a clock between."""
+        taken = rows.taken
         weights = dense_weights(self.recommender.dense)
         times_s = [began_s, time.perf_counter()]
         blobs: dict[BlobRef, bytes] = dict(
-            encode_rows(rows, rank=0, row_format="float32", bytes_max=self.config.publish.segment_bytes_max)
+            encode_rows(
+                rows,
+                rank=0,
+                num_shards=1,
+                row_format="float32",
+                bytes_max=self.config.publish.segment_bytes_max,
+            )
         )
         dense = encode_tensors(weights, metadata={})
         blobs[blob_ref("dense", "dense", dense)] = dense

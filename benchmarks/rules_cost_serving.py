@@ -8,7 +8,7 @@ what is sent. Shapes: N impressions of a slice, T tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +26,14 @@ from param_server.client import (
 from param_server.predict import answer
 from param_server.receive import ReceivedVersion
 from param_server.replica import Replica
-from trainer.changed_rows import ChangedRows
+from trainer.changed_rows import ChangedRows, Clocks
 from trainer.config import Config
 from trainer.features import request_columns
 from trainer.program import dense_weights, export_program
 from trainer.recommender import Recommender
 from trainer.serving_signature import signature_of
 from trainer.stream.columns import Impressions
-from trainer.version_parts import copy_rows, encode_rows
+from trainer.version_parts import encode_rows, take_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,9 @@ class Serving:
 
     def __init__(self, way: Way, *, recommender: Recommender, config: Config) -> None:
         self.way = way
-        self.records = {name: ChangedRows(shard.slots_per_rank) for name, shard in recommender.shards.items()}
+        self.records = {
+            name: ChangedRows(shard.slots_per_rank, table=name) for name, shard in recommender.shards.items()
+        }
         self.row_bytes = self.dense_bytes = self.rows_sent = self.versions = 0
         self.held_back: dict[str, int] = {}
         self._recommender = recommender
@@ -117,10 +119,23 @@ class Serving:
         blobs: dict[BlobRef, bytes] = {}
         for name, shard in self._recommender.shards.items():
             record = self.records[name]
-            taken = record.take(shard.keys_of, rules=self.way.rules, now_s=now_s)
-            bytes_max = self._config.publish.segment_bytes_max
-            rows = copy_rows(shard, taken)
-            blobs |= dict(encode_rows(rows, rank=0, row_format=self.way.row_format, bytes_max=bytes_max))
+            rows = take_rows(
+                replace(shard, changed=record),
+                full=False,
+                rules=self.way.rules,
+                clocks=Clocks(now_s=now_s, event_time_s=now_s),
+                row_format=self.way.row_format,
+            )
+            taken = rows.taken
+            blobs |= dict(
+                encode_rows(
+                    rows,
+                    rank=0,
+                    num_shards=1,
+                    row_format=self.way.row_format,
+                    bytes_max=self._config.publish.segment_bytes_max,
+                )
+            )
             record.ack(rules=self.way.rules, now_s=now_s)
             self.rows_sent += len(taken.keys_N)
             for reason, num in taken.held_back.items():
