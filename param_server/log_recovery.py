@@ -199,6 +199,29 @@ def _is_there(store: Store, position: int) -> bool:
     return True
 
 
+def mirror(store: Store) -> Recovered:
+    """What a shard that does not coordinate knows: the newest unbroken run of manifests, from a base on.
+
+    Whether their blobs are whole is the coordinator's to judge, which repairs the log; a second opinion here
+    would only part the two. Nothing in the store changes. Raises: LogError if it cannot be read.
+    """
+    damage: list[str] = []
+    generation = read_generation(store, damage)
+    found, _ = _read_all(store, MANIFESTS, damage)
+    snapshots, _ = _read_all(store, SNAPSHOTS, damage)
+    run: list[Entry] = []
+    for position, manifest in sorted(found.items(), reverse=True):
+        if run and (run[0].position != position + 1 or run[0].manifest.parent != manifest.version):
+            break
+        snapshot = snapshots.get(position)
+        whole = snapshot is not None and snapshot.version == manifest.version and snapshot.kind == "full"
+        run.insert(0, Entry(position, manifest, snapshot if whole else None))
+    while run and run[0].base is None:
+        run.pop(0)
+    fenced = max([generation, *(manifest.version.generation for manifest in found.values())])
+    return Recovered(entries=run, fenced_generation=fenced, damage=damage)
+
+
 class _Checker:
     """Reads every record that a manifest names; a program that many versions name is read once."""
 

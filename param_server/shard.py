@@ -20,6 +20,7 @@ from feature_eviction import owner_of
 from param_server.errors import (
     BadBlobError,
     LimitError,
+    LogDamageError,
     LogError,
     ManifestError,
     MissingBlobError,
@@ -87,8 +88,11 @@ class Shard:
         self._num_rows_refused = 0
         self._uncertain = False
         self.subscriptions = Subscriptions(log, backlog_versions_max=backlog_versions_max)
-        for manifest in log.plan_after(None):
-            self._apply(manifest)
+        if log.coordinates:
+            for manifest in log.plan_after(None):
+                self._apply(manifest)
+        else:
+            self._take_rows()
 
     def open_generation(self, at_least: int) -> tuple[int, Version | None]:
         """Fence every older writer; returns the generation to write with and the newest version."""
@@ -200,14 +204,17 @@ class Shard:
             return self._take_over()
 
     def maintain(self, *, now_s: float) -> None:
-        """The work beside: follow the coordinator or make a snapshot that is due, cut off who is stuck.
+        """The work beside: follow the coordinator, or look for rot and make a snapshot that is due; cut off
+        who is stuck.
 
         Raises: LogError; calling it again is safe.
         """
         self.subscriptions.cancel_stuck(now_s=now_s)
         if not self.log.coordinates:
             self.take_over()
-        elif self._snapshot_every and num_since_base(self.log) >= self._snapshot_every:
+            return
+        self.log.scrub()
+        if self._snapshot_every and num_since_base(self.log) >= self._snapshot_every:
             self.snapshot()
 
     def snapshot(self) -> Manifest | None:
@@ -305,21 +312,38 @@ class Shard:
             )
 
     def _take_over(self) -> int:
-        news = self.log.catch_up() if not self.log.coordinates else []
-        for manifest in news:
-            self._apply(manifest)
-        if news:
+        num_new = self._follow_log() if not self.log.coordinates else 0
+        if num_new:
             self.subscriptions.announce()
             self._retain()
-        return len(news)
+        return num_new
 
     def _settle(self) -> None:
         """After a commit of which nobody knows whether its manifest was created: look, and go on there."""
         if self._uncertain and self.log.coordinates:
-            for manifest in self.log.catch_up():
-                self._apply(manifest)
+            if self._follow_log():
                 self.subscriptions.announce()
             self._uncertain = False
+
+    def _follow_log(self) -> int:
+        """Take over what the log's store has and this shard does not know yet; how many versions.
+
+        Rows that cannot be read stop nothing: a full version needs none of those before. Until one comes this
+        shard answers from the version that it has, and no delta can be prepared here.
+        """
+        num_new = len(self.log.catch_up())
+        self._take_rows()
+        return num_new
+
+    def _take_rows(self) -> None:
+        for held in (self._store.version, None):
+            try:
+                for manifest in self.log.plan_after(held):
+                    if self._store.version is None or manifest.version > self._store.version:
+                        self._apply(manifest)
+                break
+            except (LogDamageError, MissingBlobError) as error:
+                log.error("rows cannot be taken over, a full version is waited for", reason=str(error))
 
     def _retain(self) -> None:
         try:

@@ -29,6 +29,7 @@ from param_server.errors import (
     GapError,
     LogDamageError,
     LogError,
+    ManifestError,
     MissingBlobError,
     StoreExistsError,
     StoreMissingError,
@@ -49,6 +50,7 @@ from param_server.log_recovery import (
     SNAPSHOTS,
     Entry,
     check_num_shards,
+    mirror,
     named_content,
     named_segments,
     position_name,
@@ -72,6 +74,9 @@ from param_server.stores import Store
 from proto.tensor_blob import crc32c
 
 log = structlog.get_logger()
+
+
+DAMAGE_LINES_MAX = 1000
 
 
 class VersionLog:
@@ -98,13 +103,14 @@ class VersionLog:
         self._keep_full = keep_full
         self._mutex = threading.RLock()
         check_num_shards(store, num_shards)
-        recovered = recover(store, repair=self.coordinates)
+        recovered = recover(store, repair=True) if self.coordinates else mirror(store)
         self._fenced_generation = recovered.fenced_generation
         self._promoted = read_promoted(store)
         self._view = LogView(recovered.entries)
         self._segments = SegmentLog(store, shard=shard, segment_bytes_max=segment_bytes_max)
         self._staging = Staging(store, segments=self._segments)
         self.damage: list[str] = list(recovered.damage)
+        self._num_scrubbed = 0
         for line in self.damage:
             log.error("version log damage", found=line)
 
@@ -280,7 +286,8 @@ class VersionLog:
         """Versions that are in the store and not known here yet: the other shards poll one name with it.
 
         The coordinator asks after a commit that failed, which may have created its manifest all the same.
-        Raises: GapError if the log was repaired meanwhile: open it anew. ManifestError.
+        Raises: GapError if the log was repaired meanwhile, or what follows was dropped: open it anew.
+            ManifestError.
         """
         news: list[Manifest] = []
         while True:
@@ -288,6 +295,8 @@ class VersionLog:
             try:
                 manifest = read_manifest(self.store, position_name(MANIFESTS, position))
             except StoreMissingError:
+                if not self.coordinates and not news:
+                    self._check_still_there()
                 return news
             if self.coordinates:
                 self.store.replace(position_name(MANIFESTS, position), seal_manifest(manifest))
@@ -302,15 +311,73 @@ class VersionLog:
                 self._staging.forget(manifest.version.__ge__)
             news.append(manifest)
 
+    def _check_still_there(self) -> None:
+        """Nothing follows the head that this shard knows: it is the head, or the log went on without it.
+
+        Without this a shard would wait for ever for a position that will not come: the coordinator's head
+        fell back in a repair, or retention has dropped the versions that this shard missed.
+        """
+        if not self.entries:
+            if positions_in(self.store, MANIFESTS):
+                raise GapError("the log has versions whose beginning is gone; start this shard again")
+            return
+        newest = self.entries[-1]
+        try:
+            found = read_manifest(self.store, position_name(MANIFESTS, newest.position)).version
+        except StoreMissingError:
+            found = None
+        except ManifestError:
+            return  # rot: the coordinator repairs it when it starts
+        if found != newest.manifest.version:
+            raise GapError(
+                f"version {newest.manifest.version}, this shard's head, is not in the log any more "
+                f"(found {found}): the log has changed; start this shard again"
+            )
+
+    def scrub(self) -> str:
+        """Look at one manifest at rest, in turn, and write it anew if it has rotted.
+
+        The coordinator knows what it said. Without this another shard that starts meanwhile could not pass
+        it, and no version could be prepared there until the coordinator starts again.
+        Returns: the object's name if it was written anew, else "". Raises: LogError.
+        """
+        with self._mutex:
+            if not self.entries or not self.coordinates:
+                return ""
+            self._num_scrubbed += 1
+            entry = self.entries[self._num_scrubbed // 2 % len(self.entries)]
+            folder, manifest = MANIFESTS, entry.manifest
+            if self._num_scrubbed % 2 and entry.snapshot is not None:
+                folder, manifest = SNAPSHOTS, entry.snapshot
+            name = position_name(folder, entry.position)
+            try:
+                read_manifest(self.store, name)
+                return ""
+            except ManifestError as error:
+                self.store.replace(name, seal_manifest(manifest))
+                found = f"{error}; it was written anew"
+            log.error("version log damage", found=found)
+            if len(self.damage) < DAMAGE_LINES_MAX:
+                self.damage.append(found)
+            return name
+
     def refresh(self) -> None:
         """For the other shards: see which versions the coordinator dropped and which snapshots it made."""
         present, made = set(positions_in(self.store, MANIFESTS)), set(positions_in(self.store, SNAPSHOTS))
         with self._mutex:
-            kept = [entry for entry in self.entries if entry.position in present]
+            # Where newer ones are missing the coordinator's head fell back: catch_up says what to do then.
+            first = min(present, default=0)
+            kept = [entry for entry in self.entries if entry.position >= first]
             for index, entry in enumerate(kept):
                 if entry.snapshot is None and entry.position in made:
-                    snapshot = read_manifest(self.store, position_name(SNAPSHOTS, entry.position))
-                    kept[index] = replace(entry, snapshot=snapshot)
+                    name = position_name(SNAPSHOTS, entry.position)
+                    try:
+                        kept[index] = replace(entry, snapshot=read_manifest(self.store, name))
+                    except ManifestError as error:
+                        log.error("a snapshot is not used", reason=str(error))
+            # The coordinator may be in the midst of dropping them: the first one must have a base.
+            while kept and kept[0].base is None:
+                kept.pop(0)
             self._view = LogView(kept)
 
     def append_snapshot(self, version: Version, *, name: str, data: bytes) -> tuple[str, int]:
