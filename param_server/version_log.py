@@ -154,8 +154,12 @@ class VersionLog:
             self._staged.forget(lambda version: version.generation < generation)
             return generation, self.head
 
-    def stage(self, version: Version, *, kind: str, name: str, data: bytes) -> None:
+    def stage(
+        self, version: Version, *, kind: str, name: str, data: bytes, data_crc32c: int | None = None
+    ) -> None:
         """Append one blob of a version to come; a repeat replaces it. Durable after `sync`.
+
+        Args: data_crc32c: if it was just computed; None: it is computed here.
 
         Raises: FencedError, ConflictError (the version is committed with other content), GapError (it
             is not above the head), LimitError, BadBlobError (a program is not named by its content),
@@ -165,7 +169,7 @@ class VersionLog:
             raise BadBlobError(
                 f"version {version}: blob '{name}': expected '{kind}-' and its SHA-256 as name"
             )
-        found_crc32c = crc32c(data)
+        found_crc32c = crc32c(data) if data_crc32c is None else data_crc32c
         with self._mutex:
             check_generation(version, fenced_generation=self._fenced_generation)
             committed = self._by_version.get(version)
@@ -236,7 +240,7 @@ class VersionLog:
             reach("commit_durable")
             position = self._entries[-1].position + 1 if self._entries else 1
             self._create_manifest(position, placed)
-            self._set_entries([*self._entries, Entry(position, placed)])
+            self._add_entry(Entry(position, placed))
             self._staged.forget(lambda version: version <= placed.version)
         return False
 
@@ -313,7 +317,7 @@ class VersionLog:
                         f"version {manifest.version} follows {manifest.parent}, this shard holds "
                         f"{self.head}: the log has changed; start this shard again"
                     )
-                self._set_entries([*self._entries, Entry(position, manifest)])
+                self._add_entry(Entry(position, manifest))
                 self._fenced_generation = max(self._fenced_generation, manifest.version.generation)
                 self._staged.forget(manifest.version.__ge__)
             news.append(manifest)
@@ -408,6 +412,11 @@ class VersionLog:
         for name in self.store.list(CONTENT):
             if name[len(CONTENT) :] not in named:
                 self.store.delete(name)
+
+    def _add_entry(self, entry: Entry) -> None:
+        """In place, since a log may have many versions: readers see the list with it or without it."""
+        self._by_version[entry.manifest.version] = entry
+        self._entries.append(entry)
 
     def _set_entries(self, entries: list[Entry]) -> None:
         self._entries = entries

@@ -12,6 +12,7 @@ from param_server.manifest import Manifest, Version, blob_ref
 from param_server.row_blobs import encode_rows, split_by_shard
 from param_server.row_store import RowStore
 from param_server.shard import Shard
+from param_server.staged_blobs import ArrivedBlob
 from param_server.version_log import VersionLog
 from param_server.version_rows import rows_of_chain, segments_of
 from proto.row_segment import RowSegment, encode
@@ -35,7 +36,7 @@ def publish(shard: Shard, kind: str, segments, *, row_format="float32") -> Versi
         data = encode(segment, row_format=row_format)
         counts = {"num_rows": len(segment), "num_deletes": len(segment.deleted_ids_M)}
         blobs.append((blob_ref("rows", f"r-{number}", data, table=segment.table, **counts), data))
-    shard.publish([(version, "rows", ref.name, data) for ref, data in blobs])
+    shard.publish([ArrivedBlob(version, "rows", ref.name, data) for ref, data in blobs])
     manifest = Manifest(
         version=version,
         parent=head,
@@ -249,7 +250,7 @@ def test_a_trainer_behind_a_rollback_is_told_and_a_full_version_of_a_new_generat
     late = segment({1: np.ones(DIM, np.float32)})
     data = encode(late, row_format="float32")
     with pytest.raises(GapError, match=r"made by a rollback to 1\.20.*Open a new generation"):
-        shard.publish([(Version(1, 31), "rows", "r-0", data)])
+        shard.publish([ArrivedBlob(Version(1, 31), "rows", "r-0", data)])
     generation, head = shard.open_generation(1)
     assert (generation, head) == (2, Version(1, 31))
     publish(shard, "full", [late])
