@@ -62,7 +62,7 @@ def plan_after(
     if not entries or (held is not None and held >= entries[-1].manifest.version):
         return []
     known = None if held is None else by_version.get(held)
-    start = 0 if known is None else known.position - entries[0].position + 1
+    start = 0 if known is None else known.ordinal - entries[0].ordinal + 1
     onward = [entry.manifest for entry in entries[start:]]
     # Not further back than `start`: what a reader holds already is never fewer bytes to load again.
     bases = (index for index in range(len(entries) - 1, start - 1, -1) if entries[index].base is not None)

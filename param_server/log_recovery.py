@@ -26,16 +26,16 @@ from proto.tensor_blob import crc32c
 
 _SEAL_BYTES = 9
 """A manifest object begins with the CRC32C of the rest in eight hex digits and a newline."""
-POSITION_DIGITS = 12
+ORDINAL_DIGITS = 12
 MANIFESTS, SNAPSHOTS, CONTENT = "manifests/", "snapshots/", "content/"
 GENERATION, SHARDS = "generation", "shards"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One version in the log. Positions count commits and leave no hole."""
+    """One version in the log. Ordinals count commits and leave no hole."""
 
-    position: int
+    ordinal: int
     manifest: Manifest
     snapshot: Manifest | None = None
     """The whole content of the same version, where a snapshot of it was made."""
@@ -55,8 +55,8 @@ class Recovered:
     damage: list[str] = field(default_factory=list)
 
 
-def position_name(folder: str, position: int) -> str:
-    return f"{folder}{position:0{POSITION_DIGITS}d}"
+def ordinal_name(folder: str, ordinal: int) -> str:
+    return f"{folder}{ordinal:0{ORDINAL_DIGITS}d}"
 
 
 def seal_manifest(manifest: Manifest) -> bytes:
@@ -116,28 +116,28 @@ def recover(store: Store, *, repair: bool) -> Recovered:
     kept: list[Entry] = []
     lost: list[int] = list(unreadable)
     dropped: list[int] = []
-    for position, manifest in found.items():
-        snapshot = _snapshot_of(manifest, snapshots.get(position), checker, damage)
+    for ordinal, manifest in found.items():
+        snapshot = _snapshot_of(manifest, snapshots.get(ordinal), checker, damage)
         problem = checker.problem(manifest)
         if problem and snapshot is not None:
             damage.append(f"version {manifest.version}: {problem}; its snapshot stands in for it")
             manifest, problem = snapshot, ""
-        entry = Entry(position, manifest, snapshot)
+        entry = Entry(ordinal, manifest, snapshot)
         follows = bool(kept) and kept[-1].manifest.version == manifest.parent
         if not problem and (entry.base is not None or follows):
             kept.append(entry)
         elif problem:
             damage.append(f"version {manifest.version}: {problem}")
-            lost.append(position)
+            lost.append(ordinal)
         elif not kept and not lost:
-            dropped.append(position)  # retention was interrupted: its full version is gone already
+            dropped.append(ordinal)  # retention was interrupted: its full version is gone already
         else:
             damage.append(f"version {manifest.version}: its parent {manifest.parent} cannot be loaded")
-            lost.append(position)
-    seen = [found[position].version for position in [*lost, *dropped] if position in found]
+            lost.append(ordinal)
+    seen = [found[ordinal].version for ordinal in [*lost, *dropped] if ordinal in found]
     seen += [entry.manifest.version for entry in kept]
     fenced = max([generation, *(version.generation for version in seen)])
-    if any(not kept or position > kept[-1].position for position in lost):
+    if any(not kept or ordinal > kept[-1].ordinal for ordinal in lost):
         # A writer that went on with the old generation would use lost version numbers a second time.
         fenced += 1
         head = kept[-1].manifest.version if kept else None
@@ -145,7 +145,7 @@ def recover(store: Store, *, repair: bool) -> Recovered:
         if repair:
             store.replace(GENERATION, f"{fenced}\n".encode())
     if repair:
-        stray = set(snapshots) - {entry.position for entry in kept if entry.snapshot is not None}
+        stray = set(snapshots) - {entry.ordinal for entry in kept if entry.snapshot is not None}
         _repair(store, kept, lost=lost, dropped=dropped, snapshots=sorted({*stray, *bad_snapshots}))
         _put_segments_aside(store, checker.bad_segments, kept)
     return Recovered(entries=kept, fenced_generation=fenced, damage=damage)
@@ -176,13 +176,13 @@ class _Checker:
 
 
 def _read_all(store: Store, folder: str, damage: list[str]) -> tuple[dict[int, Manifest], list[int]]:
-    """Manifests by position, in order, and the positions of those that cannot be read."""
+    """Manifests by ordinal, in order, and the ordinals of those that cannot be read."""
     found: dict[int, Manifest] = {}
     unreadable: list[int] = []
     for name in store.list(folder):
         text = name[len(folder) :]
-        if not (text.isdigit() and len(text) == POSITION_DIGITS):
-            damage.append(f"object {name}: not the name of a position; it is left alone")
+        if not (text.isdigit() and len(text) == ORDINAL_DIGITS):
+            damage.append(f"object {name}: not the name of an ordinal; it is left alone")
             continue
         try:
             found[int(text)] = read_manifest(store, name)
@@ -195,7 +195,7 @@ def _read_all(store: Store, folder: str, damage: list[str]) -> tuple[dict[int, M
 def _snapshot_of(
     manifest: Manifest, snapshot: Manifest | None, checker: _Checker, damage: list[str]
 ) -> Manifest | None:
-    """The snapshot at a version's position, if it is that version's and whole."""
+    """The snapshot at a version's ordinal, if it is that version's and whole."""
     if snapshot is None:
         return None
     problem = checker.problem(snapshot)
@@ -210,14 +210,14 @@ def _snapshot_of(
 def _repair(
     store: Store, kept: list[Entry], *, lost: list[int], dropped: list[int], snapshots: list[int]
 ) -> None:
-    for position in lost:
-        store.set_aside(position_name(MANIFESTS, position))
-    for position in dropped:
-        store.delete(position_name(MANIFESTS, position))
-    first = kept[0].position if kept else 0
-    for position in snapshots:
-        name = position_name(SNAPSHOTS, position)
-        if position < first:
+    for ordinal in lost:
+        store.set_aside(ordinal_name(MANIFESTS, ordinal))
+    for ordinal in dropped:
+        store.delete(ordinal_name(MANIFESTS, ordinal))
+    first = kept[0].ordinal if kept else 0
+    for ordinal in snapshots:
+        name = ordinal_name(SNAPSHOTS, ordinal)
+        if ordinal < first:
             store.delete(name)  # retention was interrupted
         else:
             store.set_aside(name)

@@ -2,15 +2,15 @@
 
     shards                   how many share the log
     generation               writers below this generation are fenced
-    manifests/<position>     CRC32C and the manifest; its creation is the commit
+    manifests/<ordinal>     CRC32C and the manifest; its creation is the commit
     segments/shard-<k>/<n>   records: the rows and dense blobs of versions (log_records.py)
-    snapshots/<position>     a manifest of the whole content of the version that was committed there
+    snapshots/<ordinal>     a manifest of the whole content of the version that was committed there
     content/<name>           programs and signatures, named by their SHA-256, shared by versions
     damaged/                 what recovery found broken, kept for a human
 
 All shards share one store. Each appends to its own segments; shard 0 coordinates: it alone opens
 generations, creates manifests and snapshots and drops what is old. Everything a manifest names is
-durable before it is created, and positions leave no hole: of two writers that both follow the same head
+durable before it is created, and ordinals leave no hole: of two writers that both follow the same head
 one loses.
 """
 
@@ -52,7 +52,7 @@ from param_server.log_recovery import (
     Entry,
     named_content,
     named_segments,
-    position_name,
+    ordinal_name,
     read_blob_of,
     read_generation,
     read_manifest,
@@ -238,9 +238,9 @@ class VersionLog:
                 return True
             placed = self.located(manifest)
             reach("commit_durable")
-            position = self._entries[-1].position + 1 if self._entries else 1
-            self._create_manifest(position, placed)
-            self._add_entry(Entry(position, placed))
+            ordinal = self._entries[-1].ordinal + 1 if self._entries else 1
+            self._create_manifest(ordinal, placed)
+            self._add_entry(Entry(ordinal, placed))
             self._staged.forget(lambda version: version <= placed.version)
         return False
 
@@ -289,7 +289,7 @@ class VersionLog:
         entries, known = self._entries, self._by_version.get(held) if held is not None else None
         if not entries or (held is not None and held >= entries[-1].manifest.version):
             return 0
-        return entries[-1].position - known.position if known is not None else len(entries)
+        return entries[-1].ordinal - known.ordinal if known is not None else len(entries)
 
     def chain_to(self, version: Version) -> list[Manifest]:
         """The manifests whose rows, one over the other, are the version's. Raises: MissingBlobError."""
@@ -304,20 +304,20 @@ class VersionLog:
         """
         news: list[Manifest] = []
         while True:
-            position = self._entries[-1].position + 1 if self._entries else 1
+            ordinal = self._entries[-1].ordinal + 1 if self._entries else 1
             try:
-                manifest = read_manifest(self.store, position_name(MANIFESTS, position))
+                manifest = read_manifest(self.store, ordinal_name(MANIFESTS, ordinal))
             except StoreMissingError:
                 return news
             if self.coordinates:
-                self.store.replace(position_name(MANIFESTS, position), seal_manifest(manifest))
+                self.store.replace(ordinal_name(MANIFESTS, ordinal), seal_manifest(manifest))
             with self._mutex:
                 if manifest.parent != self.head:
                     raise GapError(
                         f"version {manifest.version} follows {manifest.parent}, this shard holds "
                         f"{self.head}: the log has changed; start this shard again"
                     )
-                self._add_entry(Entry(position, manifest))
+                self._add_entry(Entry(ordinal, manifest))
                 self._fenced_generation = max(self._fenced_generation, manifest.version.generation)
                 self._staged.forget(manifest.version.__ge__)
             news.append(manifest)
@@ -327,10 +327,10 @@ class VersionLog:
         present = {int(name[len(MANIFESTS) :]) for name in self.store.list(MANIFESTS)}
         made = {int(name[len(SNAPSHOTS) :]) for name in self.store.list(SNAPSHOTS)}
         with self._mutex:
-            kept = [entry for entry in self._entries if entry.position in present]
+            kept = [entry for entry in self._entries if entry.ordinal in present]
             for index, entry in enumerate(kept):
-                if entry.snapshot is None and entry.position in made:
-                    snapshot = read_manifest(self.store, position_name(SNAPSHOTS, entry.position))
+                if entry.snapshot is None and entry.ordinal in made:
+                    snapshot = read_manifest(self.store, ordinal_name(SNAPSHOTS, entry.ordinal))
                     kept[index] = replace(entry, snapshot=snapshot)
             self._set_entries(kept)
 
@@ -352,9 +352,9 @@ class VersionLog:
             entry = self._by_version.get(snapshot.version)
             if entry is None:
                 return False
-            self.store.create(position_name(SNAPSHOTS, entry.position), seal_manifest(snapshot))
+            self.store.create(ordinal_name(SNAPSHOTS, entry.ordinal), seal_manifest(snapshot))
             entries = [
-                replace(one, snapshot=snapshot) if one.position == entry.position else one
+                replace(one, snapshot=snapshot) if one.ordinal == entry.ordinal else one
                 for one in self._entries
             ]
             self._set_entries(entries)
@@ -373,9 +373,9 @@ class VersionLog:
                 dropped = self._entries[:first]
                 # Oldest first: a crash in between leaves a log whose start is merely further on.
                 for entry in dropped:
-                    self.store.delete(position_name(MANIFESTS, entry.position))
+                    self.store.delete(ordinal_name(MANIFESTS, entry.ordinal))
                     if entry.snapshot is not None:
-                        self.store.delete(position_name(SNAPSHOTS, entry.position))
+                        self.store.delete(ordinal_name(SNAPSHOTS, entry.ordinal))
                 self._set_entries(self._entries[first:])
                 reach("retain_manifests")
                 if dropped:
@@ -390,10 +390,13 @@ class VersionLog:
     def collect(self) -> list[str]:
         """Retention, and every segment and program that nothing names; the names of those segments."""
         with self._mutex:
+            before = self._segments.names()
             self.retain()
             if self.coordinates:
                 self._drop_content()
-            return self._segments.drop(named=named_segments(self._entries), head=self.head)
+            self._segments.drop(named=named_segments(self._entries), head=self.head)
+            left = set(self._segments.names())
+            return [name for name in before if name not in left]
 
     def _check_num_shards(self, num_shards: int) -> None:
         """Rows lie with the shard that owns them, so a log keeps the number of shards it was made with."""
@@ -461,15 +464,15 @@ class VersionLog:
                 # Its name is its content's, so what lies there is rot.
                 self.store.replace(CONTENT + name, data)
 
-    def _create_manifest(self, position: int, manifest: Manifest) -> None:
-        name, sealed = position_name(MANIFESTS, position), seal_manifest(manifest)
+    def _create_manifest(self, ordinal: int, manifest: Manifest) -> None:
+        name, sealed = ordinal_name(MANIFESTS, ordinal), seal_manifest(manifest)
         try:
             self.store.create(name, sealed)
         except StoreExistsError as error:
             # An earlier try created it and failed right after, so nothing here knows of it yet.
             if without_places(read_manifest(self.store, name)) != without_places(manifest):
                 raise ConflictError(
-                    f"version {manifest.version}: position {position} holds another version: "
+                    f"version {manifest.version}: ordinal {ordinal} holds another version: "
                     "another process coordinates this log too. Stop one of them."
                 ) from error
             self.store.replace(name, sealed)

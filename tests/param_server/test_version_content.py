@@ -155,7 +155,7 @@ def test_retention_counts_snapshots_and_drops_the_segments_before_them(tmp_path)
         publish(shard, "delta", [segment({step: rows[step]})])
         shard.maintain(now_s=0.0)
     assert len(shard.log.plan_after(None)) <= 4
-    assert shard.log.entries[0].position > 15, "the only full version of the trainer is long gone"
+    assert shard.log.entries[0].ordinal > 15, "the only full version of the trainer is long gone"
     shard.log.collect()
     segments = list((tmp_path / "log" / "segments" / "shard-0").iterdir())
     assert len(segments) <= 4
