@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import structlog
 
 from param_server.__main__ import main
 from param_server.client import ParamServerClient
@@ -39,6 +41,13 @@ def publish(shard: Shard, kind: str, ids, value: float, deletes=()) -> None:
             created_ms=1_700_000_000_000,
         )
     )
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """`main` lets the logs go to standard error, which is another one in the next test."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
