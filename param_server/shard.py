@@ -216,7 +216,14 @@ class Shard:
         head = self.log.head
         if head is None or num_since_base(self.log) == 0:
             return None
-        made = make_snapshot(self.log, head, num_shards=self.num_shards)
+        try:
+            made = make_snapshot(self.log, head, num_shards=self.num_shards)
+        except MissingBlobError as error:
+            # Retention was quicker, so there is a newer full version; the next snapshot begins there.
+            log.info("snapshot given up", version=str(head), reason=str(error))
+            return None
+        finally:
+            self.log.end_snapshot()
         with self._commit_mutex:
             self._retain()
         return made

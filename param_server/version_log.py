@@ -98,6 +98,8 @@ class VersionLog:
         self._keep_full = keep_full
         self._mutex = threading.RLock()
         self._staged = StagedBlobs()
+        self._snapshot_segments: set[str] = set()
+        """Of a snapshot that is being written: retention must not drop what nothing names yet."""
         self._check_num_shards(num_shards)
         recovered = recover(store, repair=self.coordinates)
         self._fenced_generation = recovered.fenced_generation
@@ -336,8 +338,15 @@ class VersionLog:
 
     def append_snapshot(self, version: Version, *, name: str, data: bytes) -> tuple[str, int]:
         """Add one blob of a snapshot to come; returns its segment and offset. Durable after `sync`."""
-        place = self._segments.append(version, name, data, data_crc32c=crc32c(data))
+        with self._mutex:  # retention must not look between the append and the note of it
+            place = self._segments.append(version, name, data, data_crc32c=crc32c(data))
+            self._snapshot_segments.add(place.segment)
         return place.segment, place.segment_offset
+
+    def end_snapshot(self) -> None:
+        """The snapshot is made or given up: its segments are kept only where a manifest names them."""
+        with self._mutex:
+            self._snapshot_segments.clear()
 
     def roll_segment(self) -> None:
         """What comes next begins a segment, so that a snapshot can be dropped by itself."""
@@ -383,7 +392,7 @@ class VersionLog:
             else:
                 self.refresh()
             if dropped or not self.coordinates:
-                self._segments.drop(named=named_segments(self._entries), head=self.head)
+                self._drop_segments()
             reach("retain_segments")
             return len(dropped)
 
@@ -394,7 +403,7 @@ class VersionLog:
             self.retain()
             if self.coordinates:
                 self._drop_content()
-            self._segments.drop(named=named_segments(self._entries), head=self.head)
+            self._drop_segments()
             left = set(self._segments.names())
             return [name for name in before if name not in left]
 
@@ -409,6 +418,10 @@ class VersionLog:
                     f"this log was made for {found.decode('ascii', 'replace').strip()} shards, not for "
                     f"{num_shards}: begin a new log and publish a full version there"
                 ) from None
+
+    def _drop_segments(self) -> None:
+        named = named_segments(self._entries) | self._snapshot_segments
+        self._segments.drop(named=named, head=self.head)
 
     def _drop_content(self) -> None:
         named = named_content(self._entries) | self._staged.names()

@@ -15,6 +15,7 @@ from param_server.shard import Shard
 from param_server.staged_blobs import ArrivedBlob
 from param_server.version_log import VersionLog
 from param_server.version_rows import rows_of_chain, segments_of
+from proto import failpoints
 from proto.row_segment import RowSegment, encode
 
 DIM = 3
@@ -165,6 +166,43 @@ def test_retention_counts_snapshots_and_drops_the_segments_before_them(tmp_path)
     again = open_shard(tmp_path / "log", keep_full=1)
     assert (again.log.damage, again.log.head) == ([], head)
     assert content(again, head) == {"t": {key: row.tobytes() for key, row in rows.items()}}
+    again.log.close()
+
+
+def test_retention_in_the_middle_of_a_snapshot_leaves_it_whole(tmp_path):
+    shard = open_shard(tmp_path / "log", keep_full=2)
+    shard.open_generation(0)
+    rows = {key: np.full(DIM, key, np.float32) for key in range(20)}
+    for kind in ("full", "full", "delta"):
+        publish(shard, kind, [segment(rows)])
+    head = shard.log.head
+    failpoints.arm("snapshot_synced", hit=1, act=lambda: publish(shard, "full", [segment(rows)]))
+    try:
+        snapshot = shard.snapshot()
+    finally:
+        failpoints.disarm()
+    assert snapshot.version == head < shard.log.head
+    assert shard.log.entries[0].manifest.version > Version(1, 1), "retention has run meanwhile"
+    shard.log.close()
+    again = open_shard(tmp_path / "log", keep_full=2)
+    assert again.log.damage == []
+    assert content(again, head) == {"t": {key: row.tobytes() for key, row in rows.items()}}
+    again.log.close()
+
+
+def test_a_snapshot_that_retention_overtakes_is_given_up(tmp_path):
+    shard = open_shard(tmp_path / "log", keep_full=1)
+    shard.open_generation(0)
+    for kind in ("full", "delta"):
+        publish(shard, kind, [segment({1: np.ones(DIM, np.float32)})])
+    failpoints.arm("snapshot_appended", hit=1, act=lambda: publish(shard, "full", [segment({})]))
+    try:
+        assert shard.snapshot() is None
+    finally:
+        failpoints.disarm()
+    shard.log.close()
+    again = open_shard(tmp_path / "log", keep_full=1)
+    assert (again.log.damage, again.log.head) == ([], Version(1, 3))
     again.log.close()
 
 
