@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 
 from feature_eviction import owner_of
-from param_server.errors import GapError, LogDamageError, MissingBlobError
+from param_server.errors import GapError, LogDamageError, LogError, MissingBlobError
 from param_server.local_store import LocalStore
 from param_server.manifest import Manifest, Version, blob_ref
 from param_server.row_blobs import encode_rows, split_by_shard
@@ -372,3 +374,45 @@ def test_a_pull_brings_the_columns_that_the_version_carried(shard):
     assert pulled.segment.state_N.tolist() == [0.25, 0.5]
     assert pulled.segment.last_seen_s_N.tolist() == [80, 70]
     assert pulled.segment.scores_N is None
+
+
+def test_a_full_disk_at_any_step_leaves_the_last_version_and_goes_on_when_there_is_room(tmp_path):
+    """A real file system of one megabyte that fills up, grows, and holds every version that was answered."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        shard = open_shard(disk / "log")
+        shard.open_generation(0)
+        rows = {key: np.full(DIM, key, np.float32) for key in range(300)}
+        publish(shard, "full", [segment(rows)])
+        refused: list[tuple[str, bool]] = []
+        for step in range(4000):
+            # Small versions at the end, so that also the manifest finds no room, and not only the rows.
+            ids = list(rows) if step < 80 else [step % 300]
+            changed = {key: np.full(DIM, step, np.float32) for key in ids}
+            head = shard.log.head
+            try:
+                publish(shard, "delta", [segment(changed)])
+                rows.update(changed)
+            except LogError as error:
+                refused.append((str(error), shard.log.head == head))
+                if len(refused) == 200:
+                    break
+        assert len(refused) == 200
+        assert all("No space left on device" in message and unchanged for message, unchanged in refused)
+        assert shard.status().refused == {"LogError": 200}
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        publish(shard, "delta", [segment({})])
+        expected = {"t": {key: row.tobytes() for key, row in rows.items()}}
+        assert content(shard, shard.log.head) == expected
+        head = shard.log.head
+        shard.log.close()
+        again = open_shard(disk / "log")
+        assert (again.log.damage, again.log.head) == ([], head)
+        assert content(again, head) == expected
+        again.log.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
