@@ -126,6 +126,7 @@ def test_the_number_of_subscribers_is_bounded(shard):
         subscribe(shard, "one more")
 
 
+@pytest.mark.slow
 def test_a_replica_ten_thousand_versions_behind_gets_there(shard):
     """By every delta where it holds the first version, by a snapshot where there is one."""
     for sequence in range(2, 10_002):

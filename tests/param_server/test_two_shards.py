@@ -170,8 +170,15 @@ def test_rows_of_another_shard_and_addresses_in_another_order_are_refused_by_nam
     trainer.clients.commit(manifest)
 
 
-@pytest.mark.parametrize("failpoint", ["publish_appended", "publish_synced"])
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("victim", "failpoint"),
+    [
+        (0, "publish_synced"),
+        (1, "publish_appended"),
+        pytest.param(0, "publish_appended", marks=pytest.mark.slow),
+        pytest.param(1, "publish_synced", marks=pytest.mark.slow),
+    ],
+)
 def test_a_shard_killed_in_the_middle_of_a_version_loses_nothing(kit, children, tmp_path, failpoint, victim):
     fired = tmp_path / "fired"
     armed = {
