@@ -33,6 +33,7 @@ from param_server.row_store import RowStore
 from param_server.shard_state import ShardState, VersionInfo, version_info
 from param_server.signature import decode_signature
 from param_server.snapshots import make_snapshot, num_since_base
+from param_server.staged_blobs import ArrivedBlob
 from param_server.subscriptions import BACKLOG_VERSIONS_MAX, Subscriptions
 from param_server.version_content import segments_of
 from param_server.version_log import VersionLog
@@ -102,8 +103,8 @@ class Shard:
             self._settle()
             return self.log.open_generation(at_least)
 
-    def publish(self, blobs: Iterable[tuple[Version, str, str, bytes]]) -> Published:
-        """Make blobs of a version to come durable: (version, kind, name, data). In three steps:
+    def publish(self, blobs: Iterable[ArrivedBlob]) -> Published:
+        """Make blobs of a version to come durable, in three steps:
 
           1. a blob has arrived whole and undamaged (who calls sees to that)
           2. it is appended to the log; a repeat replaces what came before
@@ -114,9 +115,9 @@ class Shard:
         """
         num_blobs = num_bytes = 0
         with self._counting_refusals():
-            for version, kind, name, data in blobs:
+            for version, kind, name, data, data_crc32c in blobs:
                 reach("publish_joined")
-                self.log.stage(version, kind=kind, name=name, data=data)
+                self.log.stage(version, kind=kind, name=name, data=data, data_crc32c=data_crc32c)
                 reach("publish_appended")
                 num_blobs += 1
                 num_bytes += len(data)
@@ -223,7 +224,14 @@ class Shard:
         head = self.log.head
         if head is None or num_since_base(self.log) == 0:
             return None
-        made = make_snapshot(self.log, head, num_shards=self.num_shards)
+        try:
+            made = make_snapshot(self.log, head, num_shards=self.num_shards)
+        except MissingBlobError as error:
+            # Retention was quicker, so there is a newer full version; the next snapshot begins there.
+            log.info("snapshot given up", version=str(head), reason=str(error))
+            return None
+        finally:
+            self.log.end_snapshot()
         with self._commit_mutex:
             self._retain()
         return made

@@ -57,6 +57,15 @@ def test_row_store_reports_reads_and_writes_beside_every_peer_that_is_here(run_b
     assert of_take == {("get", 16), ("get", 40), ("upsert", 16), ("upsert", 40)}
 
 
+def test_version_log_reports_appends_beside_a_bare_file_and_recovery(run_benchmark, tmp_path: Path):
+    record, output = run_benchmark("version_log", "--quick", "--rounds", "3", "--folder", str(tmp_path))
+    assert record["name"] == "version_log"
+    rows = {(row["case"], row.get("peer")): row for row in record["rows"]}
+    assert rows["recovery", None]["ours"] > 0
+    assert rows["append", "bare file"]["ratio"] > 0
+    assert ("append", "rocksdb") in rows or "SKIPPED rocksdb" in output
+
+
 def test_eviction_quality_judges_every_policy_at_every_size(run_benchmark, tmp_path: Path):
     arguments = ("--quick", "--events", "3000", "--seeds", "2", "--plots", str(tmp_path))
     record, _ = run_benchmark("eviction_quality", *arguments)

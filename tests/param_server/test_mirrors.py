@@ -8,7 +8,7 @@ import pytest
 
 from feature_eviction import owner_of
 from param_server.errors import GapError, ManifestError
-from param_server.log_recovery import MANIFESTS, SNAPSHOTS, position_name
+from param_server.log_recovery import MANIFESTS, SNAPSHOTS, ordinal_name
 from param_server.manifest import Manifest, Version, blob_ref
 from param_server.shard import Shard
 from param_server.snapshots import make_snapshot
@@ -96,7 +96,7 @@ def test_a_shard_learns_that_the_coordinators_head_fell_back(disk):
     for kind, value in (("full", 1), ("delta", 2), ("delta", 3)):
         commit(first, other, kind, value=value)
     assert other.take_over() == 1
-    disk.flip_bit(position_name(MANIFESTS, 3))
+    disk.flip_bit(ordinal_name(MANIFESTS, 3))
     repaired = open_log(disk, 0)
     assert (repaired.head, len(repaired.damage)) == (Version(1, 2), 2)
     with pytest.raises(GapError, match=r"version 1.3, this shard's head, is not in the log any more"):
@@ -109,7 +109,7 @@ def test_a_coordinator_writes_rotten_manifests_anew_so_that_other_shards_can_sta
     for kind, value in (("full", 1), ("delta", 2)):
         commit(first, other, kind, value=value)
     first.snapshot()
-    rotten = [position_name(MANIFESTS, 2), position_name(SNAPSHOTS, 2)]
+    rotten = [ordinal_name(MANIFESTS, 2), ordinal_name(SNAPSHOTS, 2)]
     for name in rotten:
         disk.flip_bit(name)
     with pytest.raises(ManifestError, match="torn or rotten"):
@@ -150,7 +150,7 @@ def test_a_view_taken_in_the_midst_of_retention_begins_with_a_base(disk):
     other.take_over()
     assert make_snapshot(first.log, Version(1, 3), num_shards=2) is not None
     store = SimulatedStore(disk, owner="shard-0")
-    store.delete(position_name(MANIFESTS, 1))
+    store.delete(ordinal_name(MANIFESTS, 1))
     other.log.refresh()
     assert [entry.manifest.version for entry in other.log.entries] == [Version(1, 3)]
     assert other.log.chain_to(Version(1, 3))[0].kind == "full"
