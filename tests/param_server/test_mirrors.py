@@ -12,6 +12,7 @@ from param_server.log_recovery import MANIFESTS, SNAPSHOTS, ordinal_name
 from param_server.manifest import Manifest, Version, blob_ref
 from param_server.shard import Shard
 from param_server.snapshots import make_snapshot
+from param_server.staged_blobs import ArrivedBlob
 from param_server.version_log import VersionLog
 from proto.row_segment import RowSegment, encode
 from tests.simulation.disk import SimulatedDisk, SimulatedStore
@@ -53,7 +54,7 @@ def describe(log: VersionLog, kind: str, *, value: float) -> tuple[Manifest, byt
 def commit(first: Shard, other: Shard, kind: str, *, value: float) -> Version:
     """Through both shards, as a publisher does it; shard 1 is not told of the commit."""
     manifest, data = describe(first.log, kind, value=value)
-    other.publish([(manifest.version, "rows", "t-1", data)])
+    other.publish([ArrivedBlob(manifest.version, "rows", "t-1", data)])
     first.commit(msgspec.structs.replace(manifest, blobs=tuple(other.prepare_part(manifest))))
     return manifest.version
 

@@ -11,12 +11,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from feature_eviction import TableRows
 from param_server.receive import ReceivedVersion
 from param_server.replica import Plan, Replica
 from param_server.rules_config import RulesConfig
 from param_server.segment_log import SegmentLog
 from tests.simulation.world import Parts
-from trainer.changed_rows import ChangedRows, Taken
+from trainer.changed_rows import ChangedRows, Clocks, Taken
 
 Keys = npt.NDArray[np.int64]
 
@@ -24,8 +25,8 @@ Keys = npt.NDArray[np.int64]
 class ClearedOnRead(ChangedRows):
     """Reading what changed also marks it as sent."""
 
-    def take(self, keys_of: Callable[[Keys], Keys], *, rules: RulesConfig, now_s: int) -> Taken:
-        taken = super().take(keys_of, rules=rules, now_s=now_s)
+    def take(self, rows_of: Callable[[Keys], TableRows], *, rules: RulesConfig, clocks: Clocks) -> Taken:
+        taken = super().take(rows_of, rules=rules, clocks=clocks)
         self._updates_C[:] = 0
         taken.updates_N[:] = 0
         return taken

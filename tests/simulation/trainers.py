@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from feature_eviction import TableRows
 from param_server.errors import FencedError, ParamServerError, UnavailableError
 from param_server.manifest import BlobRef, Manifest, Version, blob_ref
 from param_server.row_blobs import split_by_shard
 from param_server.rules_config import RulesConfig
 from param_server.shard import Shard
+from param_server.staged_blobs import ArrivedBlob
 from proto.row_segment import RowSegment, encode
 from tests.simulation.kernel import Kernel, Process, SimulatedCrashError, Steps, ViolationError
 from tests.simulation.models import SCHEMA_HASH, dense_blob, shared_blobs
@@ -24,7 +27,7 @@ from tests.simulation.network import Network
 from tests.simulation.oracle import Content, Oracle, Proposal
 from tests.simulation.shards import ShardProcess
 from tests.simulation.universe import DIM, TABLE, Keys, index_of
-from trainer.changed_rows import ChangedRows, Taken
+from trainer.changed_rows import ChangedRows, Clocks, Taken
 
 NO_KEY = -1
 NO_IDS = np.zeros(0, np.int64)
@@ -60,7 +63,7 @@ class _Version:
     """On its way, from take to ack."""
 
     manifest: Manifest
-    blobs: dict[int, list[tuple[Version, str, str, bytes]]] = field(default_factory=dict)
+    blobs: dict[int, list[ArrivedBlob]] = field(default_factory=dict)
 
 
 class TrainerProcess(Process):
@@ -250,12 +253,20 @@ class TrainerProcess(Process):
 
     def _take(self, *, full: bool) -> Taken:
         if full:
-            slots_N = np.flatnonzero(self._keys_C != NO_KEY)
-            return self._changed.take_full(self._keys_C[slots_N], slots_N)
-        return self._changed.take(
-            lambda slots_N: self._keys_C[slots_N],
-            rules=self._options.rules,
-            now_s=self.kernel.now_ms // 1000,
+            return self._changed.take_full(self._rows_of(np.flatnonzero(self._keys_C != NO_KEY)))
+        now_s = self.kernel.now_ms // 1000
+        clocks = Clocks(now_s=now_s, event_time_s=now_s)
+        return self._changed.take(self._rows_of, rules=self._options.rules, clocks=clocks)
+
+    def _rows_of(self, slots_N: npt.NDArray[np.int64]) -> TableRows:
+        """What an id table knows of slots; scores and sightings are the id table's own business here."""
+        num = len(slots_N)
+        return TableRows(
+            keys_N=self._keys_C[slots_N],
+            slots_N=slots_N,
+            scores_N=np.zeros(num, np.float32),
+            last_seen_s_N=np.zeros(num, np.int64),
+            updates_N=np.zeros(num, np.uint32),
         )
 
     def _describe(self, taken: Taken) -> _Version:
@@ -266,7 +277,7 @@ class TrainerProcess(Process):
         version = Version(self._generation, sequence)
         rows_ND = self._rows_CD[taken.slots_N].copy()
         references: list[BlobRef] = []
-        blobs: dict[int, list[tuple[Version, str, str, bytes]]] = {}
+        blobs: dict[int, list[ArrivedBlob]] = {}
         num_ranks = self._options.num_ranks
         for rank in range(num_ranks):
             mine_N, mine_M = taken.keys_N % num_ranks == rank, taken.deleted_keys_M % num_ranks == rank
@@ -278,7 +289,7 @@ class TrainerProcess(Process):
                 name = f"{TABLE}-rank{rank}-shard{number}"
                 counts = {"num_rows": len(piece), "num_deletes": len(piece.deleted_ids_M)}
                 references.append(blob_ref("rows", name, data, table=TABLE, shard=number, **counts))
-                blobs.setdefault(number, []).append((version, "rows", name, data))
+                blobs.setdefault(number, []).append(ArrivedBlob(version, "rows", name, data))
         if self._options.has_model:
             self._add_model(version, references, blobs.setdefault(0, []))
         manifest = Manifest(
@@ -297,9 +308,7 @@ class TrainerProcess(Process):
         )
         return _Version(manifest, blobs)
 
-    def _add_model(
-        self, version: Version, references: list[BlobRef], blobs: list[tuple[Version, str, str, bytes]]
-    ) -> None:
+    def _add_model(self, version: Version, references: list[BlobRef], blobs: list[ArrivedBlob]) -> None:
         """Every version names program and signature; only the first after a failure brings them."""
         sent = [dense_blob(self._bias)]
         if self._shared_sent:
@@ -308,7 +317,7 @@ class TrainerProcess(Process):
             sent += self._shared
         for reference, data in sent:
             references.append(reference)
-            blobs.append((version, reference.kind, reference.name, data))
+            blobs.append(ArrivedBlob(version, reference.kind, reference.name, data))
 
     def _abandon(self) -> None:
         """Nobody knows what the server has kept: everything stays pending, and a full version comes next."""
