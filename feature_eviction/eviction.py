@@ -2,8 +2,8 @@
 score a protected one. Kernels over the arrays of one table.
 
 What is promised of the order: a pass reads `victim_window` slots' worth of cells a victim from where the last
-one ended and evicts the lowest it met, by (worth now, slot). With a window of num_slots or more the order is
-exact. Otherwise: keys lie in cells by their hash, so the rows read are a sample of all, and of k victims out of
+one ended and evicts the lowest it met, by (worth now, slot). With a window of num_slots or more the order
+is exact. Otherwise: keys lie in cells by hash, so the rows read are a sample of all, and of k victims out of
 n rows one stands above the share q of all rows with the probability that fewer than k of n fall below q: for
 the defaults, 16 of 1024, the highest at 1.6 % on average. That holds for cells that no pass has read lately.
 Passes of the same turn have taken the lowest where they read, so that a pass may meet a stretch without any:
