@@ -90,7 +90,7 @@ def start_embedded_broker(
 @pytest.fixture(scope="session")
 def embedded_broker(start_embedded_broker: Callable[[dict[str, int]], EmbeddedBroker]) -> EmbeddedBroker:
     """One embedded broker for the session, with topics to take from."""
-    names = [f"topic-{number}" for number in range(30)]
+    names = [f"topic-{number}" for number in range(90)]
     broker = start_embedded_broker(dict.fromkeys(names, 3))
     broker.topics = names
     return broker

@@ -250,6 +250,8 @@ def test_every_field_is_read_somewhere() -> None:
 
 
 def test_several_shards_are_named_with_commas() -> None:
-    serving = replace(preset("quickstart").serving, shard_address="127.0.0.1:7000, 127.0.0.1:7001")
+    serving = replace(
+        preset("quickstart").serving, shard_address="127.0.0.1:7000, 127.0.0.1:7001", num_shards=2
+    )
     assert serving.shard_addresses == ("127.0.0.1:7000", "127.0.0.1:7001")
     assert replace(serving, shard_address="").shard_addresses == ()

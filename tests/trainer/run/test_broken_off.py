@@ -58,7 +58,6 @@ def test_killed_service_ends_the_run_within_seconds_and_the_state_is_saved(
     assert said[0].startswith(f"error: ran to its end: {victim}: ended by SIGKILL; ")
     log = (out / "logs" / "trainer.log").read_text()
     assert "broken off: not published" in log
-    assert "does not answer within" not in log
     saved = [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith("step-")]
     assert f"newest_checkpoint={max(saved)}" in log
     # A trainer that is started here by itself publishes again.

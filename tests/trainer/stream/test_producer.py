@@ -86,12 +86,12 @@ def test_everything_arrives_and_the_truth_is_judged(broker, produce):
     assert 0.75 < status.best_possible_auc["slide"]["click"] < 0.9
     assert 0.6 < status.best_possible_gauc["slide"]["click"] < 0.9
 
-    source = KafkaSource(config.kafka, schema=config.schema)
+    source = KafkaSource(config.kafka, schema=config.schema, batch_size=1_000)
     ends = source.end_offsets()
     assert max(ends.values()) - min(ends.values()) <= 1
     request_ids, produced_ms = [], []
     while not source.drained(ends):
-        batch = source.poll_batch(1_000, timeout_s=0.5)
+        batch = source.poll_batch(0.5)
         assert not batch.dead_letters
         request_ids += batch.impressions.request_ids_N.tolist()
         produced_ms += batch.impressions.produced_ms_N.tolist()
@@ -144,7 +144,7 @@ def test_the_embedded_broker_is_never_overrun_and_commits_let_it_go_on(embedded_
         impressions=120_000,
     )
     process, status_file = produce(config, 120_000, 0, "embedded")
-    source = KafkaSource(config.kafka, schema=config.schema)
+    source = KafkaSource(config.kafka, schema=config.schema, batch_size=2_000)
     _wait(lambda: _still(status_file))
     waiting = _status(status_file)
     assert waiting.state == "producing"
@@ -152,7 +152,7 @@ def test_the_embedded_broker_is_never_overrun_and_commits_let_it_go_on(embedded_
     num = 0
     while num < 120_000:
         assert process.poll() in (None, 0), process.stderr.read().decode()
-        num += len(source.poll_batch(2_000, timeout_s=0.5).impressions)
+        num += len(source.poll_batch(0.5).impressions)
         source.commit(source.positions())
     source.close()
     assert process.wait(timeout=60) == 0
