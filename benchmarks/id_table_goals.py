@@ -17,6 +17,8 @@ LARGE_TO_SMALL_COST_MAX = 2.0
 LOOKUPS = ("lookup_zipf", "lookup_uniform")
 """Of ids that are held; the goal does not speak of the others."""
 MAPS = ("map_hit", "map_new5", "map_new20")
+CLOCKS = {"call_ms": "by the clock on the wall", "call_cpu_ms": "by the thread's own time"}
+"""The second leaves out the moments in which other processes had the core."""
 WORST_SHOWN = 4
 
 Rows = Sequence[Mapping[str, Any]]
@@ -34,10 +36,11 @@ def goals(rows: Rows, sizes: Sequence[Mapping[str, Any]]) -> list[str]:
     to_native = {_place(row): row["ratio"] for row in maps if row["peer"] == "native"}
     to_mch = {f"{_place(row)} {row['peer']}": row["ratio"] for row in maps if row["peer"].startswith("mch")}
     tails = {
-        f"{one['table_rows']:,} rows": one["call_ms"]["ours"]["call_p999_ms"]
-        / one["call_ms"]["ours"]["call_p50_ms"]
+        f"{one['table_rows']:,} rows, {name}": one[key]["ours"]["call_p999_ms"]
+        / one[key]["ours"]["call_p50_ms"]
         for one in sizes
-        if "call_ms" in one
+        for key, name in CLOCKS.items()
+        if key in one
     }
     num_bytes = {f"{one['table_rows']:,} rows": one["bytes_per_id"].get("ours", 0.0) for one in sizes}
     return [

@@ -1,4 +1,4 @@
-"""How low do the victims really stand? Their true rank among all rows that might have left, by Kraken's score.
+"""How low do the victims really stand? Their true rank among all rows that might have left.
 
 Legend: N rows held, K evicted rows.
 """

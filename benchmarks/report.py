@@ -19,13 +19,18 @@ Batch = TypeVar("Batch")
 Seconds = npt.NDArray[np.float64]
 
 
-def seconds_of(act: Callable[[Batch], object], batches: Sequence[Batch]) -> list[float]:
+def seconds_of(
+    act: Callable[[Batch], object],
+    batches: Sequence[Batch],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
     """The time of each call."""
     taken = []
     for batch in batches:
-        start = time.perf_counter()
+        start = clock()
         act(batch)
-        taken.append(time.perf_counter() - start)
+        taken.append(clock() - start)
     return taken
 
 
@@ -35,11 +40,12 @@ def in_turns(
     *,
     rounds: int,
     limit_s: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Seconds]:
     """Let all contestants do the same batches, round by round, so that a busy moment meets all of them.
 
     Args: next_round: makes a round's batches, outside of the clock; limit_s: no further round begins when
-    all calls together have taken so long.
+    all calls together have taken so long; clock: time.thread_time leaves out what other processes took.
     Returns: seconds float64 [rounds done, calls] by contestant; at least one round.
     """
     taken: dict[str, list[list[float]]] = {name: [] for name in acts}
@@ -51,7 +57,7 @@ def in_turns(
         batches = next_round()
         # Who begins changes, since the first finds the batches cold.
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            taken[name].append(seconds_of(acts[name], batches))
+            taken[name].append(seconds_of(acts[name], batches, clock=clock))
             total_s += sum(taken[name][-1])
     return {name: np.array(rounds_of_one) for name, rounds_of_one in taken.items()}
 

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from benchmarks.train_step_stream import START_S, popular_keys
 from feature_eviction import owner_of
-from param_server.client import ParamServerClient, decode_tensors, encode_tensors
+from param_server.client import ParamServerClients, decode_tensors, encode_tensors
 from trainer.agreement import Agreement, BatchFacts, Flags, agree_on_batch, agree_on_flags
 from trainer.checkpoint import Checkpoints, Committed, Progress, SavePhase
 from trainer.collectives import Ranks
@@ -61,7 +61,7 @@ class Ours:
         self.committed: Committed | None = None
         """The newest checkpoint."""
         self._fill(rows)
-        self._client = ParamServerClient(config.serving.shard_address, timeout_s=60)
+        self._client = ParamServerClients(config.serving.shard_addresses, timeout_s=60)
         self.publisher = Publisher(
             self.recommender,
             client=self._client,

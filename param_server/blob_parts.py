@@ -7,6 +7,7 @@ from typing import overload
 
 from param_server.errors import BadBlobError, LimitError
 from param_server.manifest import BLOB_BYTES_MAX, Version, check_blob_name
+from param_server.staged_blobs import ArrivedBlob
 from param_server.transport import PART_BYTES_MAX
 from proto import param_server_pb2
 from proto.tensor_blob import crc32c
@@ -30,8 +31,8 @@ def split_blob(version: Version, kind: str, name: str, data: bytes) -> Iterator[
         )
 
 
-def join_parts(messages: Iterable[param_server_pb2.Blob]) -> Iterator[tuple[Version, str, str, bytes]]:
-    """Whole blobs from their parts: (version, kind, name, data), one blob after the other.
+def join_parts(messages: Iterable[param_server_pb2.Blob]) -> Iterator[ArrivedBlob]:
+    """Whole blobs from their parts, one blob after the other.
 
     Raises: BadBlobError on a wrong checksum, order or name, LimitError past BLOB_BYTES_MAX.
     """
@@ -39,7 +40,9 @@ def join_parts(messages: Iterable[param_server_pb2.Blob]) -> Iterator[tuple[Vers
     for message in messages:
         data = joiner.add(message)
         if data is not None:
-            yield from_message(message.version), message.kind, message.name, data
+            # A part's checksum was held against its data; of a blob in one part it is the blob's.
+            whole = message.crc32c if message.num_parts == 1 else None
+            yield ArrivedBlob(from_message(message.version), message.kind, message.name, data, whole)
     joiner.finish()
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import structlog
 
 from param_server.blob_parts import from_message, split_blob, to_message
+from param_server.connection import Connection, version_or_none
 from param_server.errors import (
     AccessError,
     AddressError,
@@ -28,7 +28,6 @@ from param_server.errors import (
     RequestError,
     UnavailableError,
 )
-from param_server.infer_codec import build_infer_request, read_outputs
 from param_server.manifest import (
     BlobKind,
     BlobRef,
@@ -40,6 +39,7 @@ from param_server.manifest import (
     decode_manifest,
     encode_manifest,
 )
+from param_server.replica_client import HistoryClient, Prediction, ReplicaClient, ReplicaState
 from param_server.row_blobs import split_by_shard
 from param_server.rules import (
     NEVER_PUSHED_S,
@@ -58,8 +58,7 @@ from param_server.signature import (
     decode_signature,
     encode_signature,
 )
-from param_server.transport import open_channel, translate
-from proto import open_inference_pb2_grpc, param_server_pb2, param_server_pb2_grpc
+from proto import param_server_pb2, param_server_pb2_grpc
 from proto.row_segment import NotFiniteError, RowFormat, RowSegment, decode, encode, finite_rows, split
 from proto.tensor_blob import BlobError, crc32c, decode_tensors, encode_tensors
 
@@ -75,70 +74,7 @@ class PulledRows:
     complete: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaState:
-    """A replica's answer to `status`; age_ms is -1 before the first version."""
-
-    version: Version | None
-    ready: bool
-    age_ms: int
-    num_rows: int
-    num_predictions: int
-    num_unknown_ids: int
-    num_refused_requests: int
-    num_reloads: int
-    last_refusal: str
-    applied: tuple[tuple[Version, int], ...]
-    """(version, unix milliseconds at which it became visible), oldest first."""
-    channel: str = "canary"
-    pinned: Version | None = None
-    promoted: Version | None = None
-    num_row_bytes: int = 0
-    num_rows_over_budget: int = 0
-    num_rows_expired: int = 0
-    num_rows_other_shard: int = 0
-    num_moves_back: int = 0
-    num_rows_refused: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """outputs: task -> float32 [B]; version: the one version that all of them come from."""
-
-    outputs: dict[str, npt.NDArray[Any]]
-    version: Version
-    age_ms: int
-
-
-class _Connection:
-    """A channel to one process, its errors in our words; a context manager."""
-
-    def __init__(
-        self, address: str, *, name: str, timeout_s: float, security: ClientSecurity = NO_SECURITY
-    ) -> None:
-        self._where = f"{name} {address}"
-        self._timeout_s = timeout_s
-        self._channel = open_channel(address, security)
-
-    def close(self) -> None:
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return method(request, timeout=self._timeout_s, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise translate(error, where=self._where, timeout_s=self._timeout_s) from error
-
-
-class ParamServerClient(_Connection):
+class ParamServerClient(Connection):
     """One connection to a shard. Calls wait for the shard up to `timeout_s`, restarts included.
 
     After UnavailableError or MissingBlobError the caller repeats `publish` and `commit` with the same
@@ -148,21 +84,21 @@ class ParamServerClient(_Connection):
     def __init__(self, address: str, timeout_s: float, *, security: ClientSecurity = NO_SECURITY) -> None:
         """Raises: AddressError for an address beyond loopback without TLS, AccessError for TLS files."""
         super().__init__(address, name="shard", timeout_s=timeout_s, security=security)
-        self._stub: Any = param_server_pb2_grpc.ParamServerStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub: Any = param_server_pb2_grpc.ParamServerStub(self.channel)  # type: ignore[no-untyped-call]
 
     def open_generation(self, at_least: int) -> tuple[int, Version | None]:
         """Fence every older writer; returns the generation to write with and the newest version."""
-        reply = self._call(
+        reply = self.call(
             self._stub.OpenGeneration, param_server_pb2.OpenGenerationRequest(at_least=at_least)
         )
-        return reply.generation, _version_or_none(reply, "head")
+        return reply.generation, version_or_none(reply, "head")
 
     def publish(self, version: Version, blobs: Iterable[tuple[BlobKind, str, bytes]]) -> int:
         """Stage (kind, name, data) blobs of one version; returns the bytes sent.
 
         Raises: FencedError, BadBlobError, ConflictError, LimitError, UnavailableError.
         """
-        reply = self._call(self._stub.Publish, _parts(version, blobs))
+        reply = self.call(self._stub.Publish, _parts(version, blobs))
         return int(reply.num_bytes)
 
     def commit(self, manifest: Manifest) -> tuple[Version, bool]:
@@ -171,7 +107,7 @@ class ParamServerClient(_Connection):
         Raises: FencedError, GapError (its parent is not the head), MissingBlobError (publish again),
             ConflictError, BadBlobError, ManifestError, UnavailableError.
         """
-        reply = self._call(self._stub.Commit, _commit_request(manifest))
+        reply = self.call(self._stub.Commit, _commit_request(manifest))
         return from_message(reply.head), reply.repeated_commit
 
     def prepare(self, manifest: Manifest) -> dict[str, tuple[str, int]]:
@@ -179,7 +115,7 @@ class ParamServerClient(_Connection):
 
         Raises: what `commit` raises.
         """
-        reply = self._call(self._stub.Prepare, _commit_request(manifest))
+        reply = self.call(self._stub.Prepare, _commit_request(manifest))
         return {one.name: (one.segment, one.segment_offset) for one in reply.blobs}
 
     def rollback(self, version: Version) -> Version:
@@ -188,22 +124,22 @@ class ParamServerClient(_Connection):
         Raises: MissingBlobError if the log does not have the older one, GapError if it is the head.
         """
         request = param_server_pb2.RollbackRequest(version=to_message(version))
-        return from_message(self._call(self._stub.Rollback, request).head)
+        return from_message(self.call(self._stub.Rollback, request).head)
 
     def versions(self) -> list[VersionInfo]:
         """Everything that is in the log, oldest first."""
-        reply = self._call(self._stub.Versions, param_server_pb2.VersionsRequest())
+        reply = self.call(self._stub.Versions, param_server_pb2.VersionsRequest())
         return [
             VersionInfo(
                 version=from_message(one.version),
-                parent=_version_or_none(one, "parent"),
+                parent=version_or_none(one, "parent"),
                 kind=one.kind,
                 has_snapshot=one.has_snapshot,
                 num_rows=one.num_rows,
                 num_deletes=one.num_deletes,
                 num_bytes=one.num_bytes,
                 created_ms=one.created_ms,
-                rollback_of=_version_or_none(one, "rollback_of"),
+                rollback_of=version_or_none(one, "rollback_of"),
             )
             for one in reply.versions
         ]
@@ -218,16 +154,16 @@ class ParamServerClient(_Connection):
         (0 for a row whose version did not), and with the word whether memory holds every row.
         """
         request = param_server_pb2.PullRequest(table=table, ids=ids_N.astype("<i8").tobytes())
-        reply = self._call(self._stub.Pull, request)
+        reply = self.call(self._stub.Pull, request)
         if crc32c(reply.segment) != reply.crc32c:
-            raise BadBlobError(f"{self._where}: pulled rows of table '{table}': wrong checksum")
-        segment = decode(reply.segment, where=self._where)
-        return PulledRows(_version_or_none(reply, "version"), segment, not reply.incomplete)
+            raise BadBlobError(f"{self.where}: pulled rows of table '{table}': wrong checksum")
+        segment = decode(reply.segment, where=self.where)
+        return PulledRows(version_or_none(reply, "version"), segment, not reply.incomplete)
 
     def status(self) -> ShardState:
-        reply = self._call(self._stub.Status, param_server_pb2.StatusRequest())
+        reply = self.call(self._stub.Status, param_server_pb2.StatusRequest())
         return ShardState(
-            head=_version_or_none(reply, "head"),
+            head=version_or_none(reply, "head"),
             fenced_generation=reply.fenced_generation,
             num_versions=reply.num_versions,
             num_full=reply.num_full,
@@ -344,92 +280,6 @@ class ParamServerClients:
         return [client.status() for client in self._clients]
 
 
-class ReplicaClient(_Connection):
-    """One connection to a serving replica."""
-
-    def __init__(
-        self, address: str, timeout_s: float = 10.0, *, security: ClientSecurity = NO_SECURITY
-    ) -> None:
-        """Raises: AddressError for an address beyond loopback without TLS, AccessError for TLS files."""
-        super().__init__(address, name="replica", timeout_s=timeout_s, security=security)
-        self._replica: Any = param_server_pb2_grpc.ReplicaStub(self._channel)  # type: ignore[no-untyped-call]
-        self._inference: Any = open_inference_pb2_grpc.GRPCInferenceServiceStub(  # type: ignore[no-untyped-call]
-            self._channel
-        )
-
-    def status(self) -> ReplicaState:
-        return self._state(self._call(self._replica.Status, param_server_pb2.StatusRequest()))
-
-    def pin(self, version: Version) -> ReplicaState:
-        """Have the replica stay at a version, or go to it; `status` tells when it is there."""
-        request = param_server_pb2.PinRequest(version=to_message(version))
-        return self._state(self._call(self._replica.Pin, request))
-
-    def unpin(self) -> ReplicaState:
-        """Have the replica follow its channel again."""
-        return self._state(self._call(self._replica.Unpin, param_server_pb2.StatusRequest()))
-
-    def _state(self, reply: param_server_pb2.ReplicaStatus) -> ReplicaState:
-        return ReplicaState(
-            version=_version_or_none(reply, "version"),
-            ready=reply.ready,
-            age_ms=reply.age_ms,
-            num_rows=reply.num_rows,
-            num_predictions=reply.num_predictions,
-            num_unknown_ids=reply.num_unknown_ids,
-            num_refused_requests=reply.num_refused_requests,
-            num_reloads=reply.num_reloads,
-            last_refusal=reply.last_refusal,
-            applied=tuple((from_message(one.version), one.visible_ms) for one in reply.applied),
-            channel=reply.channel,
-            pinned=_version_or_none(reply, "pinned"),
-            promoted=_version_or_none(reply, "promoted"),
-            num_row_bytes=reply.num_row_bytes,
-            num_rows_over_budget=reply.num_rows_over_budget,
-            num_rows_expired=reply.num_rows_expired,
-            num_rows_other_shard=reply.num_rows_other_shard,
-            num_moves_back=reply.num_moves_back,
-            num_rows_refused=reply.num_rows_refused,
-        )
-
-    def predict(self, inputs: dict[str, npt.NDArray[Any]]) -> Prediction:
-        """Ask for a prediction.
-
-        Args: inputs: int64 [B] for a single feature; int64 [L] and int32 [B] "<name>.lengths" for a
-            multi one; float32 [B] for a dense one; str, bytes objects or int64 [B] for "domain".
-        Raises: RequestError naming the input, UnavailableError while the replica has no version.
-        """
-        reply = self._call(self._inference.ModelInfer, build_infer_request(inputs))
-        return Prediction(
-            outputs=read_outputs(reply),
-            version=Version.parse(reply.parameters["version"].string_param),
-            age_ms=reply.parameters["age_ms"].int64_param,
-        )
-
-
-class HistoryClient(_Connection):
-    """One connection to a shard, for what is promoted on the stable channel."""
-
-    def __init__(
-        self, address: str, timeout_s: float = 10.0, *, security: ClientSecurity = NO_SECURITY
-    ) -> None:
-        """Raises: AddressError for an address beyond loopback without TLS, AccessError for TLS files."""
-        super().__init__(address, name="shard", timeout_s=timeout_s, security=security)
-        self._history: Any = param_server_pb2_grpc.HistoryStub(self._channel)  # type: ignore[no-untyped-call]
-
-    def promote(self, version: Version) -> Version | None:
-        """Name the version that the stable channel answers from; durable when this returns.
-
-        Raises: MissingBlobError if the log cannot replay it.
-        """
-        request = param_server_pb2.PromoteRequest(version=to_message(version))
-        return _version_or_none(self._call(self._history.Promote, request), "version")
-
-    def promoted(self) -> Version | None:
-        reply = self._call(self._history.Promoted, param_server_pb2.StatusRequest())
-        return _version_or_none(reply, "version")
-
-
 def _parts(version: Version, blobs: Iterable[tuple[BlobKind, str, bytes]]) -> Iterator[param_server_pb2.Blob]:
     for kind, name, data in blobs:
         yield from split_blob(version, kind, name, data)
@@ -438,12 +288,6 @@ def _parts(version: Version, blobs: Iterable[tuple[BlobKind, str, bytes]]) -> It
 def _commit_request(manifest: Manifest) -> param_server_pb2.CommitRequest:
     data = encode_manifest(manifest)
     return param_server_pb2.CommitRequest(manifest=data, crc32c=crc32c(data))
-
-
-def _version_or_none(message: Any, field: str) -> Version | None:
-    if not message.HasField(field):
-        return None
-    return from_message(getattr(message, field))
 
 
 __all__ = [

@@ -26,6 +26,8 @@ _OFFSET_DIGITS = 15
 _BEGUN = "begun"
 """The empty object that takes a segment's name."""
 
+KNOWN_SEGMENTS_MAX = 1024
+
 Names = list[str]
 Chunks = list[tuple[int, str, int]]
 
@@ -46,6 +48,7 @@ class FsspecStore:
         self._fs = filesystem
         self._root = root.rstrip("/")
         self._creating = threading.Lock()
+        self._known: dict[str, Chunks] = {}
 
     def close(self) -> None:
         """Nothing is held."""
@@ -79,7 +82,7 @@ class FsspecStore:
     def read(self, name: str, *, start: int = 0, num_bytes: int | None = None) -> bytes:
         end = None if num_bytes is None else start + num_bytes
         with self._errors(name):
-            chunks = self._chunks(name)
+            chunks = self._known_chunks(name, end)
             if not chunks:
                 if self._fs.isfile(self._path(name)):
                     return bytes(self._fs.cat_file(self._path(name), start=start, end=end))
@@ -109,10 +112,12 @@ class FsspecStore:
             # The first chunk goes last: as long as it is there, nobody else gets the name.
             for path in self._paths(name):
                 self._fs.rm_file(path)
+            self._known.pop(name, None)
 
     def set_aside(self, name: str) -> None:
         with self._errors(name):
             paths = self._paths(name)
+            self._known.pop(name, None)
             if not paths:
                 raise StoreMissingError(f"object {name}: it is not in the store")
             for path in paths:
@@ -150,6 +155,16 @@ class FsspecStore:
             return [path for _, path, _ in reversed(chunks)]
         path = self._path(name)
         return [path] if self._fs.isfile(path) else []
+
+    def _known_chunks(self, name: str, end: int | None) -> Chunks:
+        """A chunk never changes, so the store is asked again only for bytes behind those that are known."""
+        known = self._known.get(name, [])
+        if not known or end is None or end > known[-1][0] + known[-1][2]:
+            known = self._chunks(name)
+            if len(self._known) >= KNOWN_SEGMENTS_MAX:
+                self._known.clear()
+            self._known[name] = known
+        return known
 
     def _chunks(self, name: str) -> Chunks:
         """(offset, path, size in bytes) of a segment's chunks, in order; empty: it is no segment."""

@@ -86,7 +86,7 @@ def list_versions(entries: list[Entry]) -> None:
 def show(entry: Entry) -> None:
     manifest = entry.manifest
     sys.stdout.write(
-        f"version {manifest.version}, {manifest.kind}, at position {entry.position}, "
+        f"version {manifest.version}, {manifest.kind}, ordinal {entry.ordinal}, "
         f"parent {manifest.parent}\n"
         f"made {_time(manifest.created_ms)}, watermark {_time(manifest.watermark_ms)}, "
         f"newest impression {_time(manifest.produced_ms_newest)}\n"

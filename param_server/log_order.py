@@ -61,17 +61,18 @@ def plan_after(
     """
     if not entries or (held is not None and held >= entries[-1].manifest.version):
         return []
-    base = next(index for index in range(len(entries) - 1, -1, -1) if entries[index].base is not None)
+    known = None if held is None else by_version.get(held)
+    start = 0 if known is None else known.ordinal - entries[0].ordinal + 1
+    onward = [entry.manifest for entry in entries[start:]]
+    # Not further back than `start`: what a reader holds already is never fewer bytes to load again.
+    bases = (index for index in range(len(entries) - 1, start - 1, -1) if entries[index].base is not None)
+    base = next(bases, None)
+    if base is None:
+        return onward
     first = entries[base].base
     assert first is not None
     anew = [first, *(entry.manifest for entry in entries[base + 1 :])]
-    if held is None or held not in by_version:
-        return anew
-    start = by_version[held].position - entries[0].position + 1
-    onward = [entry.manifest for entry in entries[start:]]
-    if base >= start and _num_bytes(anew) < _num_bytes(onward):
-        return anew
-    return onward
+    return anew if known is None or _num_bytes(anew) < _num_bytes(onward) else onward
 
 
 def chain_to(entries: Sequence[Entry], version: Version) -> list[Manifest]:

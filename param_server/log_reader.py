@@ -14,8 +14,8 @@ from param_server.log_recovery import (
     MANIFESTS,
     SNAPSHOTS,
     Entry,
-    position_name,
-    positions_in,
+    ordinal_name,
+    ordinals_in,
     read_blob_of,
     read_manifest,
 )
@@ -70,14 +70,14 @@ class LogReader:
 
     def _look(self) -> None:
         """See which versions came and went; what is known is not read again."""
-        known = {entry.position: entry for entry in self._view.entries} if self._is_as_known() else {}
-        made = set(positions_in(self._store, SNAPSHOTS))
+        known = {entry.ordinal: entry for entry in self._view.entries} if self._is_as_known() else {}
+        made = set(ordinals_in(self._store, SNAPSHOTS))
         entries: list[Entry] = []
-        for position in positions_in(self._store, MANIFESTS):
+        for ordinal in ordinals_in(self._store, MANIFESTS):
             try:
-                entry = known.get(position) or Entry(position, self._read(MANIFESTS, position))
-                if entry.snapshot is None and position in made:
-                    entry = replace(entry, snapshot=self._read(SNAPSHOTS, position))
+                entry = known.get(ordinal) or Entry(ordinal, self._read(MANIFESTS, ordinal))
+                if entry.snapshot is None and ordinal in made:
+                    entry = replace(entry, snapshot=self._read(SNAPSHOTS, ordinal))
             except StoreMissingError:
                 entries.clear()  # retention goes from the oldest on, so it took all before this one too
                 continue
@@ -93,14 +93,14 @@ class LogReader:
         self._view = LogView(entries)
 
     def _is_as_known(self) -> bool:
-        """A repair sets the newest versions aside, and others take their positions."""
+        """A repair sets the newest versions aside, and others take their ordinals."""
         if not self._view.entries:
             return False
         newest = self._view.entries[-1]
         try:
-            return self._read(MANIFESTS, newest.position) == newest.manifest
+            return self._read(MANIFESTS, newest.ordinal) == newest.manifest
         except StoreMissingError:
             return False
 
-    def _read(self, folder: str, position: int) -> Manifest:
-        return read_manifest(self._store, position_name(folder, position))
+    def _read(self, folder: str, ordinal: int) -> Manifest:
+        return read_manifest(self._store, ordinal_name(folder, ordinal))

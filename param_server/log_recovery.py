@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from param_server.errors import LogError, ManifestError, StoreExistsError, StoreMissingError
+from param_server.errors import ConflictError, LogError, ManifestError, StoreExistsError, StoreMissingError
 from param_server.log_records import read_record
 from param_server.manifest import (
     MANIFEST_BYTES_MAX,
@@ -20,22 +20,23 @@ from param_server.manifest import (
     Version,
     decode_manifest,
     encode_manifest,
+    without_places,
 )
 from param_server.stores import Store
 from proto.tensor_blob import crc32c
 
 _SEAL_BYTES = 9
 """A manifest object begins with the CRC32C of the rest in eight hex digits and a newline."""
-POSITION_DIGITS = 12
+ORDINAL_DIGITS = 12
 MANIFESTS, SNAPSHOTS, CONTENT = "manifests/", "snapshots/", "content/"
 GENERATION, SHARDS = "generation", "shards"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One version in the log. Positions count commits and leave no hole."""
+    """One version in the log. Ordinals count commits and leave no hole."""
 
-    position: int
+    ordinal: int
     manifest: Manifest
     snapshot: Manifest | None = None
     """The whole content of the same version, where a snapshot of it was made."""
@@ -55,18 +56,18 @@ class Recovered:
     damage: list[str] = field(default_factory=list)
 
 
-def position_name(folder: str, position: int) -> str:
-    return f"{folder}{position:0{POSITION_DIGITS}d}"
+def ordinal_name(folder: str, ordinal: int) -> str:
+    return f"{folder}{ordinal:0{ORDINAL_DIGITS}d}"
 
 
-def positions_in(store: Store, folder: str) -> list[int]:
-    """In order; what has no position's name is not looked at."""
+def ordinals_in(store: Store, folder: str) -> list[int]:
+    """In order; what has no ordinal's name is not looked at."""
     texts = (name[len(folder) :] for name in store.list(folder))
-    return [int(text) for text in texts if _is_position(text)]
+    return [int(text) for text in texts if _is_ordinal(text)]
 
 
-def _is_position(text: str) -> bool:
-    return text.isdigit() and len(text) == POSITION_DIGITS
+def _is_ordinal(text: str) -> bool:
+    return text.isdigit() and len(text) == ORDINAL_DIGITS
 
 
 def seal_manifest(manifest: Manifest) -> bytes:
@@ -82,6 +83,21 @@ def read_manifest(store: Store, name: str) -> Manifest:
     if len(data) > MANIFEST_BYTES_MAX or sealed[:_SEAL_BYTES] != b"%08x\n" % crc32c(data):
         raise ManifestError(f"{where}: its checksum differs; it is torn or rotten")
     return decode_manifest(data, where=where)
+
+
+def create_manifest(store: Store, ordinal: int, manifest: Manifest) -> None:
+    """Durable when this returns. Raises: ConflictError if another version has the ordinal."""
+    name, sealed = ordinal_name(MANIFESTS, ordinal), seal_manifest(manifest)
+    try:
+        store.create(name, sealed)
+    except StoreExistsError as error:
+        # An earlier try created it and failed right after, so nothing here knows of it yet.
+        if without_places(read_manifest(store, name)) != without_places(manifest):
+            raise ConflictError(
+                f"version {manifest.version}: ordinal {ordinal} holds another version: "
+                "another process coordinates this log too. Stop one of them."
+            ) from error
+        store.replace(name, sealed)
 
 
 def read_generation(store: Store, damage: list[str]) -> int:
@@ -150,11 +166,11 @@ def recover(store: Store, *, repair: bool) -> Recovered:
     kept: list[Entry] = []
     lost: list[int] = list(unreadable)
     dropped: list[int] = []
-    for position, manifest in found.items():
+    for ordinal, manifest in found.items():
         notes: list[str] = []
-        snapshot = _snapshot_of(manifest, snapshots.get(position), checker, notes)
+        snapshot = _snapshot_of(manifest, snapshots.get(ordinal), checker, notes)
         problem = checker.problem(manifest)
-        if (problem or notes) and not _is_there(store, position):
+        if (problem or notes) and not _is_there(store, ordinal):
             # Beside a live coordinator: retention took it while it was read, and all before it.
             kept.clear()
             continue
@@ -162,22 +178,22 @@ def recover(store: Store, *, repair: bool) -> Recovered:
         if problem and snapshot is not None:
             damage.append(f"version {manifest.version}: {problem}; its snapshot stands in for it")
             manifest, problem = snapshot, ""
-        entry = Entry(position, manifest, snapshot)
+        entry = Entry(ordinal, manifest, snapshot)
         follows = bool(kept) and kept[-1].manifest.version == manifest.parent
         if not problem and (entry.base is not None or follows):
             kept.append(entry)
         elif problem:
             damage.append(f"version {manifest.version}: {problem}")
-            lost.append(position)
+            lost.append(ordinal)
         elif not kept and not lost:
-            dropped.append(position)  # retention was interrupted: its full version is gone already
+            dropped.append(ordinal)  # retention was interrupted: its full version is gone already
         else:
             damage.append(f"version {manifest.version}: its parent {manifest.parent} cannot be loaded")
-            lost.append(position)
-    seen = [found[position].version for position in [*lost, *dropped] if position in found]
+            lost.append(ordinal)
+    seen = [found[ordinal].version for ordinal in [*lost, *dropped] if ordinal in found]
     seen += [entry.manifest.version for entry in kept]
     fenced = max([generation, *(version.generation for version in seen)])
-    if any(not kept or position > kept[-1].position for position in lost):
+    if any(not kept or ordinal > kept[-1].ordinal for ordinal in lost):
         # A writer that went on with the old generation would use lost version numbers a second time.
         fenced += 1
         head = kept[-1].manifest.version if kept else None
@@ -185,18 +201,41 @@ def recover(store: Store, *, repair: bool) -> Recovered:
         if repair:
             store.replace(GENERATION, f"{fenced}\n".encode())
     if repair:
-        stray = set(snapshots) - {entry.position for entry in kept if entry.snapshot is not None}
+        stray = set(snapshots) - {entry.ordinal for entry in kept if entry.snapshot is not None}
         _repair(store, kept, lost=lost, dropped=dropped, snapshots=sorted({*stray, *bad_snapshots}))
         _put_segments_aside(store, checker.bad_segments, kept)
     return Recovered(entries=kept, fenced_generation=fenced, damage=damage)
 
 
-def _is_there(store: Store, position: int) -> bool:
+def _is_there(store: Store, ordinal: int) -> bool:
     try:
-        store.size(position_name(MANIFESTS, position))
+        store.size(ordinal_name(MANIFESTS, ordinal))
     except StoreMissingError:
         return False
     return True
+
+
+def mirror(store: Store) -> Recovered:
+    """What a shard that does not coordinate knows: the newest unbroken run of manifests, from a base on.
+
+    Whether their blobs are whole is the coordinator's to judge, which repairs the log; a second opinion here
+    would only part the two. Nothing in the store changes. Raises: LogError if it cannot be read.
+    """
+    damage: list[str] = []
+    generation = read_generation(store, damage)
+    found, _ = _read_all(store, MANIFESTS, damage)
+    snapshots, _ = _read_all(store, SNAPSHOTS, damage)
+    run: list[Entry] = []
+    for position, manifest in sorted(found.items(), reverse=True):
+        if run and (run[0].ordinal != position + 1 or run[0].manifest.parent != manifest.version):
+            break
+        snapshot = snapshots.get(position)
+        whole = snapshot is not None and snapshot.version == manifest.version and snapshot.kind == "full"
+        run.insert(0, Entry(position, manifest, snapshot if whole else None))
+    while run and run[0].base is None:
+        run.pop(0)
+    fenced = max([generation, *(manifest.version.generation for manifest in found.values())])
+    return Recovered(entries=run, fenced_generation=fenced, damage=damage)
 
 
 class _Checker:
@@ -224,13 +263,13 @@ class _Checker:
 
 
 def _read_all(store: Store, folder: str, damage: list[str]) -> tuple[dict[int, Manifest], list[int]]:
-    """Manifests by position, in order, and the positions of those that cannot be read."""
+    """Manifests by ordinal, in order, and the ordinals of those that cannot be read."""
     found: dict[int, Manifest] = {}
     unreadable: list[int] = []
     for name in store.list(folder):
         text = name[len(folder) :]
-        if not _is_position(text):
-            damage.append(f"object {name}: not the name of a position; it is left alone")
+        if not _is_ordinal(text):
+            damage.append(f"object {name}: not the name of an ordinal; it is left alone")
             continue
         try:
             found[int(text)] = read_manifest(store, name)
@@ -245,7 +284,7 @@ def _read_all(store: Store, folder: str, damage: list[str]) -> tuple[dict[int, M
 def _snapshot_of(
     manifest: Manifest, snapshot: Manifest | None, checker: _Checker, damage: list[str]
 ) -> Manifest | None:
-    """The snapshot at a version's position, if it is that version's and whole."""
+    """The snapshot at a version's ordinal, if it is that version's and whole."""
     if snapshot is None:
         return None
     problem = checker.problem(snapshot)
@@ -260,14 +299,14 @@ def _snapshot_of(
 def _repair(
     store: Store, kept: list[Entry], *, lost: list[int], dropped: list[int], snapshots: list[int]
 ) -> None:
-    for position in lost:
-        store.set_aside(position_name(MANIFESTS, position))
-    for position in dropped:
-        store.delete(position_name(MANIFESTS, position))
-    first = kept[0].position if kept else 0
-    for position in snapshots:
-        name = position_name(SNAPSHOTS, position)
-        if position < first:
+    for ordinal in lost:
+        store.set_aside(ordinal_name(MANIFESTS, ordinal))
+    for ordinal in dropped:
+        store.delete(ordinal_name(MANIFESTS, ordinal))
+    first = kept[0].ordinal if kept else 0
+    for ordinal in snapshots:
+        name = ordinal_name(SNAPSHOTS, ordinal)
+        if ordinal < first:
             store.delete(name)  # retention was interrupted
         else:
             store.set_aside(name)

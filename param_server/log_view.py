@@ -1,4 +1,7 @@
-"""What one process knows of a log: its versions in order. A view never changes, so readers need no lock."""
+"""What one process knows of a log: its versions in order.
+
+A view only ever grows at its end, else another takes its place, so readers need no lock.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,11 @@ class LogView:
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = entries
         self._by_version = {entry.manifest.version: entry for entry in entries}
+
+    def add(self, entry: Entry) -> None:
+        """In place, since a log may have many versions: readers see the list with it or without it."""
+        self._by_version[entry.manifest.version] = entry
+        self.entries.append(entry)
 
     @property
     def head(self) -> Version | None:
@@ -41,7 +49,7 @@ class LogView:
         entries, known = self.entries, self._by_version.get(held) if held is not None else None
         if not entries or (held is not None and held >= entries[-1].manifest.version):
             return 0
-        return entries[-1].position - known.position if known is not None else len(entries)
+        return entries[-1].ordinal - known.ordinal if known is not None else len(entries)
 
     def chain_to(self, version: Version) -> list[Manifest]:
         """The manifests whose rows, one over the other, are the version's. Raises: MissingBlobError."""

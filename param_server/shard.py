@@ -20,6 +20,7 @@ from feature_eviction import owner_of
 from param_server.errors import (
     BadBlobError,
     LimitError,
+    LogDamageError,
     LogError,
     ManifestError,
     MissingBlobError,
@@ -32,6 +33,7 @@ from param_server.row_store import RowStore
 from param_server.shard_state import ShardState, VersionInfo, version_info
 from param_server.signature import decode_signature
 from param_server.snapshots import make_snapshot, num_since_base
+from param_server.staged_blobs import ArrivedBlob
 from param_server.subscriptions import BACKLOG_VERSIONS_MAX, Subscriptions
 from param_server.version_content import segments_of
 from param_server.version_log import VersionLog
@@ -87,8 +89,11 @@ class Shard:
         self._num_rows_refused = 0
         self._uncertain = False
         self.subscriptions = Subscriptions(log, backlog_versions_max=backlog_versions_max)
-        for manifest in log.plan_after(None):
-            self._apply(manifest)
+        if log.coordinates:
+            for manifest in log.plan_after(None):
+                self._apply(manifest)
+        else:
+            self._take_rows()
 
     def open_generation(self, at_least: int) -> tuple[int, Version | None]:
         """Fence every older writer; returns the generation to write with and the newest version."""
@@ -98,8 +103,8 @@ class Shard:
             self._settle()
             return self.log.open_generation(at_least)
 
-    def publish(self, blobs: Iterable[tuple[Version, str, str, bytes]]) -> Published:
-        """Make blobs of a version to come durable: (version, kind, name, data). In three steps:
+    def publish(self, blobs: Iterable[ArrivedBlob]) -> Published:
+        """Make blobs of a version to come durable, in three steps:
 
           1. a blob has arrived whole and undamaged (who calls sees to that)
           2. it is appended to the log; a repeat replaces what came before
@@ -110,9 +115,9 @@ class Shard:
         """
         num_blobs = num_bytes = 0
         with self._counting_refusals():
-            for version, kind, name, data in blobs:
+            for version, kind, name, data, data_crc32c in blobs:
                 reach("publish_joined")
-                self.log.stage(version, kind=kind, name=name, data=data)
+                self.log.stage(version, kind=kind, name=name, data=data, data_crc32c=data_crc32c)
                 reach("publish_appended")
                 num_blobs += 1
                 num_bytes += len(data)
@@ -200,14 +205,17 @@ class Shard:
             return self._take_over()
 
     def maintain(self, *, now_s: float) -> None:
-        """The work beside: follow the coordinator or make a snapshot that is due, cut off who is stuck.
+        """The work beside: follow the coordinator, or look for rot and make a snapshot that is due; cut off
+        who is stuck.
 
         Raises: LogError; calling it again is safe.
         """
         self.subscriptions.cancel_stuck(now_s=now_s)
         if not self.log.coordinates:
             self.take_over()
-        elif self._snapshot_every and num_since_base(self.log) >= self._snapshot_every:
+            return
+        self.log.scrub()
+        if self._snapshot_every and num_since_base(self.log) >= self._snapshot_every:
             self.snapshot()
 
     def snapshot(self) -> Manifest | None:
@@ -216,7 +224,14 @@ class Shard:
         head = self.log.head
         if head is None or num_since_base(self.log) == 0:
             return None
-        made = make_snapshot(self.log, head, num_shards=self.num_shards)
+        try:
+            made = make_snapshot(self.log, head, num_shards=self.num_shards)
+        except MissingBlobError as error:
+            # Retention was quicker, so there is a newer full version; the next snapshot begins there.
+            log.info("snapshot given up", version=str(head), reason=str(error))
+            return None
+        finally:
+            self.log.end_snapshot()
         with self._commit_mutex:
             self._retain()
         return made
@@ -305,21 +320,38 @@ class Shard:
             )
 
     def _take_over(self) -> int:
-        news = self.log.catch_up() if not self.log.coordinates else []
-        for manifest in news:
-            self._apply(manifest)
-        if news:
+        num_new = self._follow_log() if not self.log.coordinates else 0
+        if num_new:
             self.subscriptions.announce()
             self._retain()
-        return len(news)
+        return num_new
 
     def _settle(self) -> None:
         """After a commit of which nobody knows whether its manifest was created: look, and go on there."""
         if self._uncertain and self.log.coordinates:
-            for manifest in self.log.catch_up():
-                self._apply(manifest)
+            if self._follow_log():
                 self.subscriptions.announce()
             self._uncertain = False
+
+    def _follow_log(self) -> int:
+        """Take over what the log's store has and this shard does not know yet; how many versions.
+
+        Rows that cannot be read stop nothing: a full version needs none of those before. Until one comes this
+        shard answers from the version that it has, and no delta can be prepared here.
+        """
+        num_new = len(self.log.catch_up())
+        self._take_rows()
+        return num_new
+
+    def _take_rows(self) -> None:
+        for held in (self._store.version, None):
+            try:
+                for manifest in self.log.plan_after(held):
+                    if self._store.version is None or manifest.version > self._store.version:
+                        self._apply(manifest)
+                break
+            except (LogDamageError, MissingBlobError) as error:
+                log.error("rows cannot be taken over, a full version is waited for", reason=str(error))
 
     def _retain(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from param_server.errors import LimitError
 from param_server.manifest import Version
@@ -11,6 +12,17 @@ from param_server.segment_log import Place
 
 STAGED_VERSIONS_MAX = 4
 STAGED_BLOBS_MAX = 1 << 16
+
+
+class ArrivedBlob(NamedTuple):
+    """One whole blob of a version to come, as a writer sent it."""
+
+    version: Version
+    kind: str
+    name: str
+    data: bytes
+    crc32c: int | None = None
+    """Of the data, where who brings it has just checked it; None: it is computed."""
 
 
 @dataclass(slots=True)

@@ -3,15 +3,15 @@
     shards                   how many share the log
     generation               writers below this generation are fenced
     promoted                 the version of the stable channel, if there is one
-    manifests/<position>     CRC32C and the manifest; its creation is the commit
+    manifests/<ordinal>      CRC32C and the manifest; its creation is the commit
     segments/shard-<k>/<n>   records: the rows and dense blobs of versions (log_records.py)
-    snapshots/<position>     a manifest of the whole content of the version that was committed there
+    snapshots/<ordinal>      a manifest of the whole content of the version that was committed there
     content/<name>           programs and signatures, named by their SHA-256, shared by versions
     damaged/                 what recovery found broken, kept for a human
 
 All shards share one store. Each appends to its own segments; shard 0 coordinates: it alone opens
 generations, creates manifests and snapshots and drops what is old. Everything a manifest names is
-durable before it is created, and positions leave no hole: of two writers that both follow the same head
+durable before it is created, and ordinals leave no hole: of two writers that both follow the same head
 one loses.
 """
 
@@ -25,12 +25,11 @@ import structlog
 
 from param_server.errors import (
     BadBlobError,
-    ConflictError,
     GapError,
     LogDamageError,
     LogError,
+    ManifestError,
     MissingBlobError,
-    StoreExistsError,
     StoreMissingError,
 )
 from param_server.failpoints import reach
@@ -49,10 +48,12 @@ from param_server.log_recovery import (
     SNAPSHOTS,
     Entry,
     check_num_shards,
+    create_manifest,
+    mirror,
     named_content,
     named_segments,
-    position_name,
-    positions_in,
+    ordinal_name,
+    ordinals_in,
     read_blob_of,
     read_generation,
     read_manifest,
@@ -72,6 +73,9 @@ from param_server.stores import Store
 from proto.tensor_blob import crc32c
 
 log = structlog.get_logger()
+
+
+DAMAGE_LINES_MAX = 1000
 
 
 class VersionLog:
@@ -98,13 +102,16 @@ class VersionLog:
         self._keep_full = keep_full
         self._mutex = threading.RLock()
         check_num_shards(store, num_shards)
-        recovered = recover(store, repair=self.coordinates)
+        recovered = recover(store, repair=True) if self.coordinates else mirror(store)
         self._fenced_generation = recovered.fenced_generation
         self._promoted = read_promoted(store)
         self._view = LogView(recovered.entries)
+        self._snapshot_segments: set[str] = set()
+        """Of a snapshot that is being written: retention must not drop what nothing names yet."""
         self._segments = SegmentLog(store, shard=shard, segment_bytes_max=segment_bytes_max)
         self._staging = Staging(store, segments=self._segments)
         self.damage: list[str] = list(recovered.damage)
+        self._num_scrubbed = 0
         for line in self.damage:
             log.error("version log damage", found=line)
 
@@ -154,8 +161,12 @@ class VersionLog:
             self._staging.forget(lambda version: version.generation < generation)
             return generation, self.head
 
-    def stage(self, version: Version, *, kind: str, name: str, data: bytes) -> None:
+    def stage(
+        self, version: Version, *, kind: str, name: str, data: bytes, data_crc32c: int | None = None
+    ) -> None:
         """Append one blob of a version to come; a repeat replaces it. Durable after `sync`.
+
+        Args: data_crc32c: if it was just computed; None: it is computed here.
 
         Raises: FencedError, ConflictError (the version is committed with other content), GapError (it
             is not above the head), LimitError, BadBlobError (a program is not named by its content),
@@ -165,7 +176,7 @@ class VersionLog:
             raise BadBlobError(
                 f"version {version}: blob '{name}': expected '{kind}-' and its SHA-256 as name"
             )
-        found_crc32c = crc32c(data)
+        found_crc32c = crc32c(data) if data_crc32c is None else data_crc32c
         with self._mutex:
             check_generation(version, fenced_generation=self._fenced_generation)
             committed = self._view.get(version)
@@ -206,9 +217,10 @@ class VersionLog:
                 return True
             placed = self.located(manifest)
             reach("commit_durable")
-            position = self.entries[-1].position + 1 if self.entries else 1
-            self._create_manifest(position, placed)
-            self._view = LogView([*self.entries, Entry(position, placed)])
+            ordinal = self.entries[-1].ordinal + 1 if self.entries else 1
+            create_manifest(self.store, ordinal, placed)
+            reach("commit_created")
+            self._view.add(Entry(ordinal, placed))
             self._staging.forget(lambda version: version <= placed.version)
         return False
 
@@ -280,43 +292,111 @@ class VersionLog:
         """Versions that are in the store and not known here yet: the other shards poll one name with it.
 
         The coordinator asks after a commit that failed, which may have created its manifest all the same.
-        Raises: GapError if the log was repaired meanwhile: open it anew. ManifestError.
+        Raises: GapError if the log was repaired meanwhile, or what follows was dropped: open it anew.
+            ManifestError.
         """
         news: list[Manifest] = []
         while True:
-            position = self.entries[-1].position + 1 if self.entries else 1
+            ordinal = self.entries[-1].ordinal + 1 if self.entries else 1
             try:
-                manifest = read_manifest(self.store, position_name(MANIFESTS, position))
+                manifest = read_manifest(self.store, ordinal_name(MANIFESTS, ordinal))
             except StoreMissingError:
+                if not self.coordinates and not news:
+                    self._check_still_there()
                 return news
             if self.coordinates:
-                self.store.replace(position_name(MANIFESTS, position), seal_manifest(manifest))
+                self.store.replace(ordinal_name(MANIFESTS, ordinal), seal_manifest(manifest))
             with self._mutex:
                 if manifest.parent != self.head:
                     raise GapError(
                         f"version {manifest.version} follows {manifest.parent}, this shard holds "
                         f"{self.head}: the log has changed; start this shard again"
                     )
-                self._view = LogView([*self.entries, Entry(position, manifest)])
+                self._view.add(Entry(ordinal, manifest))
                 self._fenced_generation = max(self._fenced_generation, manifest.version.generation)
                 self._staging.forget(manifest.version.__ge__)
             news.append(manifest)
 
+    def _check_still_there(self) -> None:
+        """Nothing follows the head that this shard knows: it is the head, or the log went on without it.
+
+        Without this a shard would wait for ever for a position that will not come: the coordinator's head
+        fell back in a repair, or retention has dropped the versions that this shard missed.
+        """
+        if not self.entries:
+            if ordinals_in(self.store, MANIFESTS):
+                raise GapError("the log has versions whose beginning is gone; start this shard again")
+            return
+        newest = self.entries[-1]
+        try:
+            found = read_manifest(self.store, ordinal_name(MANIFESTS, newest.ordinal)).version
+        except StoreMissingError:
+            found = None
+        except ManifestError:
+            return  # rot: the coordinator repairs it when it starts
+        if found != newest.manifest.version:
+            raise GapError(
+                f"version {newest.manifest.version}, this shard's head, is not in the log any more "
+                f"(found {found}): the log has changed; start this shard again"
+            )
+
+    def scrub(self) -> str:
+        """Look at one manifest at rest, in turn, and write it anew if it has rotted.
+
+        The coordinator knows what it said. Without this another shard that starts meanwhile could not pass
+        it, and no version could be prepared there until the coordinator starts again.
+        Returns: the object's name if it was written anew, else "". Raises: LogError.
+        """
+        with self._mutex:
+            if not self.entries or not self.coordinates:
+                return ""
+            self._num_scrubbed += 1
+            entry = self.entries[self._num_scrubbed // 2 % len(self.entries)]
+            folder, manifest = MANIFESTS, entry.manifest
+            if self._num_scrubbed % 2 and entry.snapshot is not None:
+                folder, manifest = SNAPSHOTS, entry.snapshot
+            name = ordinal_name(folder, entry.ordinal)
+            try:
+                read_manifest(self.store, name)
+                return ""
+            except ManifestError as error:
+                self.store.replace(name, seal_manifest(manifest))
+                found = f"{error}; it was written anew"
+            log.error("version log damage", found=found)
+            if len(self.damage) < DAMAGE_LINES_MAX:
+                self.damage.append(found)
+            return name
+
     def refresh(self) -> None:
         """For the other shards: see which versions the coordinator dropped and which snapshots it made."""
-        present, made = set(positions_in(self.store, MANIFESTS)), set(positions_in(self.store, SNAPSHOTS))
+        present, made = set(ordinals_in(self.store, MANIFESTS)), set(ordinals_in(self.store, SNAPSHOTS))
         with self._mutex:
-            kept = [entry for entry in self.entries if entry.position in present]
+            # Where newer ones are missing the coordinator's head fell back: catch_up says what to do then.
+            first = min(present, default=0)
+            kept = [entry for entry in self.entries if entry.ordinal >= first]
             for index, entry in enumerate(kept):
-                if entry.snapshot is None and entry.position in made:
-                    snapshot = read_manifest(self.store, position_name(SNAPSHOTS, entry.position))
-                    kept[index] = replace(entry, snapshot=snapshot)
+                if entry.snapshot is None and entry.ordinal in made:
+                    name = ordinal_name(SNAPSHOTS, entry.ordinal)
+                    try:
+                        kept[index] = replace(entry, snapshot=read_manifest(self.store, name))
+                    except ManifestError as error:
+                        log.error("a snapshot is not used", reason=str(error))
+            # The coordinator may be in the midst of dropping them: the first one must have a base.
+            while kept and kept[0].base is None:
+                kept.pop(0)
             self._view = LogView(kept)
 
     def append_snapshot(self, version: Version, *, name: str, data: bytes) -> tuple[str, int]:
         """Add one blob of a snapshot to come; returns its segment and offset. Durable after `sync`."""
-        place = self._segments.append(version, name, data, data_crc32c=crc32c(data))
+        with self._mutex:  # retention must not look between the append and the note of it
+            place = self._segments.append(version, name, data, data_crc32c=crc32c(data))
+            self._snapshot_segments.add(place.segment)
         return place.segment, place.segment_offset
+
+    def end_snapshot(self) -> None:
+        """The snapshot is made or given up: its segments are kept only where a manifest names them."""
+        with self._mutex:
+            self._snapshot_segments.clear()
 
     def roll_segment(self) -> None:
         """What comes next begins a segment, so that a snapshot can be dropped by itself."""
@@ -331,9 +411,9 @@ class VersionLog:
             entry = self._view.get(snapshot.version)
             if entry is None:
                 return False
-            self.store.create(position_name(SNAPSHOTS, entry.position), seal_manifest(snapshot))
+            self.store.create(ordinal_name(SNAPSHOTS, entry.ordinal), seal_manifest(snapshot))
             entries = [
-                replace(one, snapshot=snapshot) if one.position == entry.position else one
+                replace(one, snapshot=snapshot) if one.ordinal == entry.ordinal else one
                 for one in self.entries
             ]
             self._view = LogView(entries)
@@ -352,9 +432,9 @@ class VersionLog:
                 dropped = self.entries[:first]
                 # Oldest first: a crash in between leaves a log whose start is merely further on.
                 for entry in dropped:
-                    self.store.delete(position_name(MANIFESTS, entry.position))
+                    self.store.delete(ordinal_name(MANIFESTS, entry.ordinal))
                     if entry.snapshot is not None:
-                        self.store.delete(position_name(SNAPSHOTS, entry.position))
+                        self.store.delete(ordinal_name(SNAPSHOTS, entry.ordinal))
                 self._view = LogView(self.entries[first:])
                 reach("retain_manifests")
                 if dropped:
@@ -362,34 +442,27 @@ class VersionLog:
             else:
                 self.refresh()
             if dropped or not self.coordinates:
-                self._segments.drop(named=named_segments(self.entries), head=self.head)
+                self._drop_segments()
             reach("retain_segments")
             return len(dropped)
 
     def collect(self) -> list[str]:
         """Retention, and every segment and program that nothing names; the names of those segments."""
         with self._mutex:
+            before = self._segments.names()
             self.retain()
             if self.coordinates:
                 self._drop_content()
-            return self._segments.drop(named=named_segments(self.entries), head=self.head)
+            self._drop_segments()
+            left = set(self._segments.names())
+            return [name for name in before if name not in left]
+
+    def _drop_segments(self) -> None:
+        named = named_segments(self.entries) | self._snapshot_segments
+        self._segments.drop(named=named, head=self.head)
 
     def _drop_content(self) -> None:
         named = named_content(self.entries) | self._staging.names()
         for name in self.store.list(CONTENT):
             if name[len(CONTENT) :] not in named:
                 self.store.delete(name)
-
-    def _create_manifest(self, position: int, manifest: Manifest) -> None:
-        name, sealed = position_name(MANIFESTS, position), seal_manifest(manifest)
-        try:
-            self.store.create(name, sealed)
-        except StoreExistsError as error:
-            # An earlier try created it and failed right after, so nothing here knows of it yet.
-            if without_places(read_manifest(self.store, name)) != without_places(manifest):
-                raise ConflictError(
-                    f"version {manifest.version}: position {position} holds another version: "
-                    "another process coordinates this log too. Stop one of them."
-                ) from error
-            self.store.replace(name, sealed)
-        reach("commit_created")

@@ -58,6 +58,11 @@ def config_file(tmp_path: Path) -> Path:
         (("--shard-address", ""), ""),
         (("--shard-address", "127.0.0.1:7000"), ""),
         (("--shard-address", "nowhere"), "error: --shard-address: shard_address must be host:port"),
+        (
+            ("--shard-address", "127.0.0.1:7000,127.0.0.1:0"),
+            "error: serving.shard_address (--shard-address): '1",
+        ),
+        (("--auto-rollback",), "error: --auto-rollback: auto_rollback needs a quality gate"),
         (("--bootstrap-servers", "nowhere"), "error: --bootstrap-servers: bootstrap_servers must be host"),
     ],
 )

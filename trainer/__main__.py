@@ -6,19 +6,21 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
 from msgspec.structs import replace
 
 from feature_eviction import FeatureEvictionError
-from param_server.client import ParamServerError
+from param_server.client import ClientSecurity, ParamServerError
 from trainer.checkpoint_commands import add_commands
 from trainer.config import Config, load_config, preset, to_toml
 from trainer.errors import ConfigError, FreshetError
 from trainer.failpoints import arm_from_environment
 from trainer.stream.broker import security_from_environment
 
+SHARD_TOKEN_VARIABLE = "FRESHET_SHARD_TOKEN"
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -57,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="one trainer process (or each rank, under torchrun)")
     train.add_argument("--config", type=Path, required=True)
     train.add_argument("--run-dir", type=Path, required=True, help="checkpoints, status, traces")
-    train.add_argument("--shard-address", help="host:port of the shard instead of the file's; '' = none")
+    train.add_argument(
+        "--shard-address", help="host:port[,...] of the shards instead of the file's; '' = none"
+    )
+    _add_auto_rollback(train)
     train.add_argument("--bootstrap-servers", help="Kafka's host:port[,...] instead of the file's")
     train.set_defaults(command=_train)
 
@@ -102,8 +107,17 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--ranks", type=_positive, default=1, help="trainer processes (torchrun when above 1)")
     run.add_argument("--seed", type=int)
     run.add_argument("--resume", action="store_true", help="go on in an earlier run's directory")
+    _add_auto_rollback(run)
     run.add_argument("--live", action=argparse.BooleanOptionalAction, help="live terminal view")
     run.set_defaults(command=_run)
+
+
+def _add_auto_rollback(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--auto-rollback",
+        action="store_true",
+        help="when the quality gate holds a version, publish the last good one again",
+    )
 
 
 def _positive(text: str) -> int:
@@ -161,7 +175,7 @@ def _chosen_config(options: argparse.Namespace) -> Config:
         config = replace(config, produce=replace(config.produce, impressions_per_s=options.rate))
     if options.order is not None:
         config = replace(config, kafka=replace(config.kafka, order=options.order))
-    return config
+    return _with_auto_rollback(config, options.auto_rollback)
 
 
 def _with_servers(config: Config, servers: str | None) -> Config:
@@ -184,6 +198,29 @@ def _with_shard(config: Config, address: str | None) -> Config:
         raise ConfigError(f"--shard-address: {error}") from error
 
 
+def _with_auto_rollback(config: Config, wanted: bool) -> Config:
+    if not wanted:
+        return config
+    try:
+        return replace(config, publish=replace(config.publish, auto_rollback=True))
+    except ValueError as error:
+        raise ConfigError(f"--auto-rollback: {error}") from error
+
+
+def _shard_security(config: Config, environ: Mapping[str, str]) -> ClientSecurity:
+    """The trainer's certificate from the file, its token from the environment."""
+    serving = config.serving
+    try:
+        return ClientSecurity(
+            ca_file=serving.tls_ca_file,
+            cert_file=serving.tls_cert_file,
+            key_file=serving.tls_key_file,
+            token=environ.get(SHARD_TOKEN_VARIABLE, "").strip(),
+        )
+    except ValueError as error:
+        raise ConfigError(f"serving.tls_*, {SHARD_TOKEN_VARIABLE}: {error}") from error
+
+
 def _check_no_port_0(name: str, addresses: str) -> None:
     """Port 0 means "any free one" to who listens; nobody can be called there."""
     for address in addresses.split(","):
@@ -194,13 +231,18 @@ def _check_no_port_0(name: str, addresses: str) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     config = _with_servers(load_config(options.config), options.bootstrap_servers)
-    config = _with_shard(config, options.shard_address)
+    config = _with_auto_rollback(_with_shard(config, options.shard_address), options.auto_rollback)
     _check_no_port_0("kafka.bootstrap_servers (--bootstrap-servers)", config.kafka.bootstrap_servers)
     _check_no_port_0("serving.shard_address (--shard-address)", config.serving.shard_address)
     # Only now: torch takes long to import, and a wrong address needs none of it.
     from trainer.worker import run_worker
 
-    run_worker(config, run_dir=options.run_dir, security=security_from_environment(os.environ))
+    run_worker(
+        config,
+        run_dir=options.run_dir,
+        security=security_from_environment(os.environ),
+        shard_security=_shard_security(config, os.environ),
+    )
     return 0
 
 

@@ -9,14 +9,25 @@ Shapes: C local slots, N rows of one version, M deletes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from feature_eviction import TableRows
 from param_server.client import NEVER_PUSHED_S, ChangedColumns, RulesConfig, decide, record_push
 
-BYTES_PER_SLOT = 6 * 4 + 2
+BYTES_PER_SLOT = 7 * 4 + 2
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """The two clocks of a take, in unix seconds: rules run on the first, sightings on the second."""
+
+    now_s: int
+    """The publishing clock."""
+    event_time_s: int
+    """The newest event that training has seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +37,9 @@ class Taken:
     full: bool
     slots_N: npt.NDArray[np.int64]
     keys_N: npt.NDArray[np.int64]
+    scores_N: npt.NDArray[np.float32]
+    last_seen_s_N: npt.NDArray[np.int64]
+    """In event time."""
     updates_N: npt.NDArray[np.uint32]
     """Updates of each row that this version brings; an ack takes away these and no later ones."""
     deleted_keys_M: npt.NDArray[np.int64]
@@ -35,9 +49,13 @@ class Taken:
 
 
 class ChangedRows:
-    """Changed and deleted rows of one table on this rank, with take and ack."""
+    """Changed and deleted rows of one table on this rank, with take and ack.
 
-    def __init__(self, num_slots: int) -> None:
+    Args of the constructor: table: its name, by which rules may differ.
+    """
+
+    def __init__(self, num_slots: int, *, table: str = "") -> None:
+        self._table = table
         self._updates_C = np.zeros(num_slots, np.uint32)
         """Updates that serving has not got; above 0 = pending."""
         self._gathered_C = np.zeros(num_slots, np.uint32)
@@ -46,6 +64,8 @@ class ChangedRows:
         self._window_start_s_C = np.zeros(num_slots, np.uint32)
         self._last_pushed_s_C = np.zeros(num_slots, np.uint32)
         self._pushes_C = np.zeros(num_slots, np.uint32)
+        self._pushed_score_C = np.zeros(num_slots, np.float32)
+        """The score that the row had when serving's value of it was taken; 0 = serving has none."""
         self._serving_C = np.zeros(num_slots, np.bool_)
         """Serving holds a row under the key that owns the slot."""
         self._taken_C = np.zeros(num_slots, np.bool_)
@@ -83,6 +103,7 @@ class ChangedRows:
             self._window_start_s_C,
             self._last_pushed_s_C,
             self._pushes_C,
+            self._pushed_score_C,
             self._serving_C,
             self._taken_C,
         ):
@@ -90,52 +111,104 @@ class ChangedRows:
 
     def take(
         self,
-        keys_of: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
+        rows_of: Callable[[npt.NDArray[np.int64]], TableRows],
         *,
         rules: RulesConfig,
-        now_s: int,
+        clocks: Clocks,
     ) -> Taken:
         """The changed rows that the rules let through, and every delete; nothing is cleared.
 
-        Args: keys_of: the key that owns each slot. now_s: unix seconds of the publishing clock.
+        Args: rows_of: what the id table knows of slots that are owned.
         """
+        now_s = clocks.now_s
         slots_V = np.flatnonzero(self._updates_C)
         begun_V = (self._gathered_C[slots_V] > 0) & (self._gather_start_s_C[slots_V] == 0)
         self._gather_start_s_C[slots_V[begun_V]] = now_s
-        decision = decide(self._columns(slots_V), rules=rules, now_s=now_s)
+        # Of all that changed only where a rule asks: else of the rows that go.
+        asks = rules.needs_keys or rules.needs_scores or rules.needs_last_seen
+        rows_V = rows_of(slots_V) if asks else None
+        decision = decide(
+            self._columns(slots_V, rows_V, clocks=clocks),
+            rules=rules,
+            now_s=now_s,
+            table=self._table,
+            keys_N=None if rows_V is None else rows_V.keys_N,
+        )
         self._gathered_C[slots_V[decision.restart_N]] = 0
         self._gather_start_s_C[slots_V[decision.restart_N]] = 0
-        slots_N = slots_V[decision.send_N]
-        keys_N = keys_of(slots_N)
-        deleted_keys_M = np.fromiter(self._deleted_keys, np.int64, len(self._deleted_keys))
+        rows = rows_of(slots_V[decision.send_N])
         return self._start(
             Taken(
                 full=False,
-                slots_N=slots_N,
-                keys_N=keys_N,
-                updates_N=self._updates_C[slots_N],
-                # A key that left, came back and is sent now is simply replaced.
-                deleted_keys_M=_without(deleted_keys_M, keys_N),
+                slots_N=rows.slots_N,
+                keys_N=rows.keys_N,
+                scores_N=rows.scores_N,
+                last_seen_s_N=rows.last_seen_s_N,
+                updates_N=self._updates_C[rows.slots_N],
+                deleted_keys_M=self._deletes_beside(rows.keys_N),
                 held_back=decision.num_held_back(),
                 num_changed=len(slots_V),
             )
         )
 
-    def take_full(self, keys_N: npt.NDArray[np.int64], slots_N: npt.NDArray[np.int64]) -> Taken:
+    def take_full(self, rows: TableRows) -> Taken:
         """Every live row; rules do not apply and deletes are implied."""
         return self._start(
             Taken(
                 full=True,
-                slots_N=slots_N,
-                keys_N=keys_N,
-                updates_N=self._updates_C[slots_N],
+                slots_N=rows.slots_N,
+                keys_N=rows.keys_N,
+                scores_N=rows.scores_N,
+                last_seen_s_N=rows.last_seen_s_N,
+                updates_N=self._updates_C[rows.slots_N],
                 deleted_keys_M=np.zeros(0, np.int64),
                 held_back={},
                 num_changed=int(np.count_nonzero(self._updates_C)),
             )
         )
 
-    def _columns(self, slots_N: npt.NDArray[np.int64]) -> ChangedColumns:
+    def withhold(self, out_N: npt.NDArray[np.bool_], *, reason: str) -> Taken:
+        """Leave rows out of the version just taken: they stay pending, held back for that reason.
+
+        Args: out_N: which of the taken rows. To be called before training goes on.
+        """
+        taken = self._outstanding
+        assert taken is not None, "only a take can be withheld from"
+        out_slots_K = taken.slots_N[out_N]
+        self._taken_C[out_slots_K] = False
+        # A full version takes rows that did not change, too: one that stays out is then missing at serving.
+        for column_C in (self._updates_C, self._gathered_C):
+            column_C[out_slots_K] = np.maximum(column_C[out_slots_K], 1)
+        stay_N = ~out_N
+        keys_N = taken.keys_N[stay_N]
+        self._outstanding = replace(
+            taken,
+            slots_N=taken.slots_N[stay_N],
+            keys_N=keys_N,
+            scores_N=taken.scores_N[stay_N],
+            last_seen_s_N=taken.last_seen_s_N[stay_N],
+            updates_N=taken.updates_N[stay_N],
+            deleted_keys_M=taken.deleted_keys_M if taken.full else self._deletes_beside(keys_N),
+            held_back=taken.held_back | {reason: int(np.count_nonzero(out_N))},
+        )
+        return self._outstanding
+
+    def _deletes_beside(self, keys_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """A key that left, came back and is sent now is simply replaced."""
+        deleted_keys_M = np.fromiter(self._deleted_keys, np.int64, len(self._deleted_keys))
+        return _without(deleted_keys_M, keys_N)
+
+    def _columns(
+        self, slots_N: npt.NDArray[np.int64], rows: TableRows | None = None, *, clocks: Clocks | None = None
+    ) -> ChangedColumns:
+        """Args: rows, clocks: for the rules that ask for scores and sightings."""
+        scores: dict[str, npt.NDArray[np.float32]] = {}
+        last_seen_s_N = None
+        if rows is not None and clocks is not None:
+            scores["score_N"] = rows.scores_N
+            scores["gathered_score_N"] = rows.scores_N - self._pushed_score_C[slots_N]
+            # As long ago on the rules' clock as it is in event time, which may run years behind.
+            last_seen_s_N = rows.last_seen_s_N + (clocks.now_s - clocks.event_time_s)
         return ChangedColumns(
             updates_N=self._gathered_C[slots_N],
             gather_start_s_N=self._gather_start_s_C[slots_N].astype(np.int64),
@@ -144,6 +217,8 @@ class ChangedRows:
             last_pushed_s_N=np.where(
                 self._serving_C[slots_N], self._last_pushed_s_C[slots_N].astype(np.int64), NEVER_PUSHED_S
             ),
+            last_seen_s_N=last_seen_s_N,
+            **scores,
         )
 
     def _start(self, taken: Taken) -> Taken:
@@ -161,13 +236,15 @@ class ChangedRows:
         self._deleted_keys, self._deleted_since_take = self._deleted_since_take, {}
         if taken.full:
             self._serving_C[:] = False
+            self._pushed_score_C[:] = 0
         # A slot that changed its owner meanwhile is not ours to clear: `evict` noted the delete.
         mine_N = self._taken_C[taken.slots_N]
         slots_N = taken.slots_N[mine_N]
         self._taken_C[:] = False
         self._pushes_C[slots_N], self._window_start_s_C[slots_N] = record_push(
-            self._columns(slots_N), rules=rules, now_s=now_s
+            self._columns(slots_N), rules=rules, now_s=now_s, table=self._table, keys_N=taken.keys_N[mine_N]
         )
+        self._pushed_score_C[slots_N] = taken.scores_N[mine_N]
         self._updates_C[slots_N] -= taken.updates_N[mine_N]
         self._gathered_C[slots_N] = self._updates_C[slots_N]
         self._gather_start_s_C[slots_N] = np.where(self._updates_C[slots_N] > 0, now_s, 0)

@@ -25,7 +25,7 @@ from trainer.errors import FreshetError, StreamError
 from trainer.failpoints import reach
 from trainer.ledger import Ledger
 from trainer.metrics import QualityWindow
-from trainer.publisher import Phase, Publisher
+from trainer.publishing import Moment, Publishing
 from trainer.recommender import MappedBatch, Recommender
 from trainer.run.status import RunState, write_status
 from trainer.status_report import StatusReporter, sum_by_key
@@ -69,7 +69,6 @@ class StopSwitch:
 class Timers:
     """When things were last done, on the monotonic clock; only rank 0's are asked."""
 
-    publish_s: float = field(default_factory=time.monotonic)
     checkpoint_s: float = field(default_factory=time.monotonic)
     status_s: float = 0.0
 
@@ -96,7 +95,7 @@ class TrainingLoop:
     open_source: Callable[[Iterable[Position], str], KafkaSource]
     """Reads on from positions of the topic with that id ("" = not known)."""
     positions: list[Position]
-    publisher: Publisher | None
+    publishing: Publishing | None
     checkpoints: Checkpoints
     newest_checkpoint: str
     """The one that the run goes on from; empty = it begins."""
@@ -168,8 +167,8 @@ class TrainingLoop:
         )
 
     def _run(self) -> None:
-        if self.publisher is not None:
-            self._start_publish(full=True)
+        if self.publishing is not None:
+            self._publish(self.publishing, full=True)
         self._report(state="training")
         wait_s = self.config.train.batch_wait_ms / 1000
         following: Fetched | None = None
@@ -224,38 +223,35 @@ class TrainingLoop:
 
     def _flags(self, *, ready: bool) -> Flags:
         """What this rank has and wants."""
-        publisher, timers = self.publisher, self._timers
+        publishing, timers = self.publishing, self._timers
         first = self.ranks.rank == 0
         return Flags(
             ready=ready,
             not_ready=not ready,
             not_drained=not self._is_drained(),
             stop=self.stop.requested,
-            publish_due=first
-            and publisher is not None
-            and publisher.phase is Phase.IDLE
-            and timers.due(timers.publish_s, self.config.publish.interval_ms / 1000),
+            publish_due=first and publishing is not None and publishing.due(now_s=time.monotonic()),
             checkpoint_due=first
             and self.checkpoints.phase is SavePhase.IDLE
             and timers.due(timers.checkpoint_s, self.config.checkpoint.interval_s),
             report_due=first and timers.due(timers.status_s, STATUS_INTERVAL_S),
             partitions_grew=self.source.partitions_grew,
-            publish_unfinished=publisher is not None and not publisher.job_done,
-            publish_failed=publisher is not None and publisher.job_failed,
+            publish_unfinished=publishing is not None and not publishing.publisher.job_done,
+            publish_failed=publishing is not None and publishing.publisher.job_failed,
             save_unfinished=not self.checkpoints.job_done,
             save_failed=self.checkpoints.job_failed,
         )
 
     def _something_is_due(self, agreed: Agreement) -> bool:
         """After this step the state is looked at, or a phase ends: nothing may be mapped ahead."""
-        flags, publisher = agreed.flags, self.publisher
+        flags, publishing = agreed.flags, self.publishing
         return (
             agreed.ends
             or flags.publish_due
             or flags.checkpoint_due
             or flags.report_due
             or flags.partitions_grew
-            or (publisher is not None and publisher.phase is not Phase.IDLE and not flags.publish_unfinished)
+            or (publishing is not None and not publishing.idle and not flags.publish_unfinished)
             or (self.checkpoints.phase is not SavePhase.IDLE and not flags.save_unfinished)
         )
 
@@ -285,22 +281,22 @@ class TrainingLoop:
         progress.step += 1
         progress.impressions_trained += agreed.num_impressions
         self._reporter.count_step(agreed.num_impressions, ended_s=time.monotonic(), started_s=started_s)
-        if self.publisher is not None:
-            self.publisher.produced.add(impressions.produced_ms_N)
+        if self.publishing is not None:
+            self.publishing.trained(impressions.produced_ms_N, now_ms=now_ms())
         self._recent.add(impressions)
         reach("after_step")
 
     def _housekeeping(self, agreed: Agreement) -> None:
         """What is due between two steps; every rank comes here with the same agreement."""
-        flags, publisher = agreed.flags, self.publisher
-        if publisher is not None:
-            publisher.advance(
+        flags, publishing = agreed.flags, self.publishing
+        if publishing is not None:
+            publishing.advance(
                 all_done=not flags.publish_unfinished, any_failed=flags.publish_failed, now_ms=now_ms()
             )
-            self.progress.generation = publisher.generation
-            self.progress.published = publisher.totals.head or self.progress.published
-            if flags.publish_due and publisher.phase is Phase.IDLE:
-                self._start_publish(full=False)
+            self.progress.generation = publishing.publisher.generation
+            self.progress.published = publishing.publisher.totals.head or self.progress.published
+            if flags.publish_due and publishing.idle:
+                self._publish(publishing, full=False)
         self._saved(
             self.checkpoints.advance(all_done=not flags.save_unfinished, any_failed=flags.save_failed)
         )
@@ -318,11 +314,11 @@ class TrainingLoop:
         self.source = self._open_source(positions)
         log.info("partitions were added", partitions=[p.partition for p in self.source.positions()])
 
-    def _start_publish(self, *, full: bool) -> None:
-        assert self.publisher is not None
-        self._timers.publish_s = time.monotonic()
-        self.publisher.begin(
-            full=full,
+    def _publish(self, publishing: Publishing, *, full: bool) -> None:
+        publishing.begin(self._moment(), full=full, now_s=time.monotonic())
+
+    def _moment(self) -> Moment:
+        return Moment(
             now_ms=now_ms(),
             watermark_ms=self.progress.event_time_s * 1000,
             positions=list(self.source.positions()),
@@ -352,7 +348,7 @@ class TrainingLoop:
         3. A last full version: whatever the rules held back reaches serving.
         4. After a drain: predictions for the newest impressions, for replicas to be held against.
         Of a run that is broken off, as shard or broker may have died, only the checkpoint is made.
-        Raises: CheckpointError if the state could not be saved, FreshetError if the last version could not be
+        Raises: CheckpointError if the state could not be saved, FreshetError if the last version was not
             published.
         """
         self._report(state="draining")
@@ -370,42 +366,19 @@ class TrainingLoop:
             self._report(state="stopped")
             log.warning("broken off: not published; serving gets what was trained from the next start")
             return
-        publisher = self.publisher
-        published = publisher is None or self._publish_everything(publisher)
-        if drained and publisher is not None and published:
+        publishing = self.publishing
+        missing = "" if publishing is None else publishing.publish_everything(self._moment(), now_ms=now_ms)
+        if drained and publishing is not None and not missing:
             write_verification(
                 self.recommender,
                 recent=self._recent.pieces(self.recommender.batch_rows, schema=self.config.schema),
                 schema=self.config.schema,
-                version=publisher.totals.head,
+                version=publishing.publisher.totals.head,
                 path=self.paths.verification if self.ranks.rank == 0 else None,
             )
         self._report(state="stopped")
-        if not published:
-            raise FreshetError(
-                "the last version could not be published, so serving does not hold all that was trained. "
-                "Nothing is lost: the state is saved, and the next start publishes it"
-            )
-
-    def _publish_everything(self, publisher: Publisher) -> bool:
-        """The version on its way, then a last full one; a server that fails one is not asked again."""
-        failed_before = publisher.totals.failed
-        publisher.finish(self._publish_flags, now_ms=now_ms)
-        # The second attempt only where the first was the way back into a new generation.
-        for _ in range(2):
-            if publisher.totals.failed > failed_before:
-                return False
-            reopening = publisher.must_reopen
-            self._start_publish(full=True)
-            publisher.finish(self._publish_flags, now_ms=now_ms)
-            if not reopening:
-                break
-        return publisher.totals.failed == failed_before
-
-    def _publish_flags(self) -> tuple[bool, bool]:
-        assert self.publisher is not None
-        sums = self.ranks.sum(np.array([not self.publisher.job_done, self.publisher.job_failed], np.int64))
-        return sums[0] == 0, sums[1] > 0
+        if missing:
+            raise FreshetError(missing)
 
     def _report(self, *, state: RunState) -> None:
         """Write rank 0's status file. Collective: tables are summed over ranks."""
@@ -414,9 +387,10 @@ class TrainingLoop:
             state,
             recommender=self.recommender,
             source=self.source,
-            publisher=self.publisher,
+            publisher=self.publishing.publisher if self.publishing is not None else None,
             progress=self.progress,
             window=self.window,
+            now_ms=now_ms(),
         )
         if self.ranks.rank == 0:
             write_status(self.paths.status, status)

@@ -134,6 +134,18 @@ class QualityWindow:
                     columns[f"{name}/{domain}"] = ring[index, :num]
         return columns
 
+    def task_columns(self, task: str) -> Columns:
+        """Scores and labels of one task where they are known, by domain: what its AUC needs."""
+        index_T = self._tasks.index(task)
+        columns: Columns = {}
+        for index, domain in enumerate(self._domains):
+            num = int(min(self._num_seen_D[index], self._window))
+            known_K = self._known_DWT[index, :num, index_T].astype(np.bool_)
+            if known_K.any():
+                columns[f"scores/{domain}"] = self._scores_DWT[index, :num, index_T][known_K]
+                columns[f"labels/{domain}"] = self._labels_DWT[index, :num, index_T][known_K]
+        return columns
+
     def _rings(self) -> Columns:
         return {
             "scores": self._scores_DWT,

@@ -11,14 +11,18 @@ Failpoints `publish.before_take`, `publish.after_take`, ... stand around each of
 
 A crash between any two phases repeats work and loses none: nothing is cleared before the ack. After a
 failure nobody knows what the server has kept, not even whether it is the same log. The publisher then opens a
-new generation and begins it with a full version: no version number ever means two contents.
+new generation and begins it with a full version: no version number ever means two contents. The same way it
+goes on after a rollback, an operator's or its own.
+
+While no version gets through, changes wait where they are, in columns over the table's slots
+(changed_rows.py). When the server is back, one version brings the newest value of each row, however many
+versions were due meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -27,27 +31,37 @@ import msgspec
 import structlog
 
 from param_server.client import (
-    BlobKind,
     BlobRef,
     FencedError,
     Manifest,
-    ManifestPosition,
-    ParamServerClient,
+    ParamServerClients,
     ParamServerError,
     Version,
     blob_ref,
     content_name,
     encode_tensors,
 )
+from trainer.backlog import Backlog
+from trainer.changed_rows import Clocks
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.failpoints import reach
-from trainer.program import dense_weights, export_program
+from trainer.program import dense_weights
+from trainer.program_cache import program_of
+from trainer.publish_totals import PublishTotals
 from trainer.recommender import Recommender
 from trainer.run.status import VersionTrace
 from trainer.serving_signature import signature_of
 from trainer.stream.columns import Position
-from trainer.version_parts import PartReport, ProducedTimes, copy_rows, encode_rows
+from trainer.version_parts import (
+    OnItsWay,
+    PartReport,
+    ProducedTimes,
+    describe,
+    encode_rows,
+    take_rows,
+    trace_of,
+)
 
 log = structlog.get_logger()
 
@@ -57,31 +71,7 @@ class Phase(Enum):
     REOPENING = "reopening"
     SENDING = "sending"
     COMMITTING = "committing"
-
-
-@dataclass(slots=True)
-class PublishTotals:
-    """Over the run so far; only rank 0's are complete."""
-
-    full: int = 0
-    delta: int = 0
-    rows_changed: int = 0
-    rows_pushed: int = 0
-    bytes_pushed: int = 0
-    failed: int = 0
-    head: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _OnItsWay:
-    """The version between take and ack."""
-
-    version: Version
-    full: bool
-    taken_ms: int
-    watermark_ms: int
-    positions: list[Position]
-    produced_ms: list[tuple[int, int]]
+    ROLLING_BACK = "rolling_back"
 
 
 class Publisher:
@@ -91,32 +81,37 @@ class Publisher:
         self,
         recommender: Recommender,
         *,
-        client: ParamServerClient,
+        client: ParamServerClients,
         config: Config,
         ranks: Ranks,
         trace_path: Path,
+        program_path: Path | None = None,
     ) -> None:
+        """Args: program_path: where the exported program is kept from start to start; None = nowhere."""
         self._recommender = recommender
         self._client = client
         self._config = config
         self._ranks = ranks
         self._trace_path = trace_path
+        self._program_path = program_path
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._job: Future[Any] | None = None
-        self._on_its_way: _OnItsWay | None = None
+        self._on_its_way: OnItsWay | None = None
         self._shared: list[tuple[BlobRef, bytes]] = []
         self._shared_sent = False
         self._head: Version | None = None
+        """The log's newest version, as far as this rank knows: at the start only rank 0 does."""
         self.must_reopen = False
         """After a failure: the next begin opens a new generation instead of a version."""
         self._num_since_full: int | None = None
-        self._manifest: Manifest | None = None
         self._trace: VersionTrace | None = None
         self.generation = 0
         self.phase = Phase.IDLE
         self.produced = ProducedTimes()
+        self.backlog = Backlog()
         self.totals = PublishTotals()
-        self.held_back: dict[str, int] = {}
+        self.held_because = ""
+        """Why no version is begun, while the quality gate holds."""
 
     def open(self, *, at_least: int) -> int:
         """Fence older writers and get the generation to write with. Collective.
@@ -134,17 +129,26 @@ class Publisher:
 
     def _reopen(self) -> None:
         """Rank 0, in the sender thread: a generation above all that was, unless a newer trainer is there."""
-        state = self._client.status()
-        if state.fenced_generation > self.generation:
+        self._check_not_fenced()
+        self.generation, self._head = self._client.open_generation(self.generation)
+
+    def _check_not_fenced(self) -> None:
+        fenced_generation = self._client.status()[0].fenced_generation
+        if fenced_generation > self.generation:
             raise FencedError(
                 f"generation {self.generation} is fenced: a newer trainer opened generation "
-                f"{state.fenced_generation}; this one ends"
+                f"{fenced_generation}; this one ends"
             )
-        self.generation, self._head = self._client.open_generation(self.generation)
+
+    def _roll_back(self, version: Version) -> None:
+        """Rank 0, in the sender thread: serving gets an older version's content again, as a new version."""
+        self._check_not_fenced()
+        made = self._client.rollback(version)
+        log.warning("rolled back", to=str(version), by=str(made))
 
     def _program_and_signature(self) -> list[tuple[BlobRef, bytes]]:
         """What every version names and only the first one of a generation sends."""
-        program = export_program(self._recommender.dense, embedding_width=self._recommender.layout.width)
+        program = program_of(self._recommender, config=self._config, path=self._program_path)
         signature = signature_of(self._config.schema, self._recommender.layout)
         return [
             (blob_ref("program", content_name("program", program), program), program),
@@ -170,20 +174,21 @@ class Publisher:
         reach("publish.before_take")
         since_full = self._num_since_full
         full = full or since_full is None or since_full >= self._config.publish.full_every
-        now_s = now_ms // 1000
-        rules = self._config.publish.rules
-        parts = []
-        for shard in self._recommender.shards.values():
-            if full:
-                rows = shard.ids.rows()
-                taken = shard.changed.take_full(rows.keys_N, rows.slots_N)
-            else:
-                taken = shard.changed.take(shard.keys_of, rules=rules, now_s=now_s)
-            parts.append(copy_rows(shard, taken))
+        self._parts = [
+            take_rows(
+                shard,
+                full=full,
+                rules=self._config.publish.rules,
+                clocks=Clocks(now_s=now_ms // 1000, event_time_s=watermark_ms // 1000),
+                row_format=self._config.serving.row_format,
+            )
+            for shard in self._recommender.shards.values()
+        ]
+        self.backlog.take()
         sequence = 1
         if self._head is not None and self._head.generation == self.generation:
             sequence = self._head.sequence + 1
-        self._on_its_way = _OnItsWay(
+        self._on_its_way = OnItsWay(
             version=Version(self.generation, sequence),
             full=full,
             taken_ms=now_ms,
@@ -191,7 +196,6 @@ class Publisher:
             positions=positions,
             produced_ms=self.produced.take(),
         )
-        self._parts = parts
         dense = (
             encode_tensors(dense_weights(self._recommender.dense), metadata={})
             if self._ranks.rank == 0
@@ -204,24 +208,22 @@ class Publisher:
     def _append(self, dense: bytes) -> list[BlobRef]:
         """Phase 2, in the sender thread: encode and publish this rank's part."""
         assert self._on_its_way is not None
-        references: list[BlobRef] = []
-        blobs: list[tuple[BlobKind, str, bytes]] = []
+        blobs: list[tuple[BlobRef, bytes]] = []
         for rows in self._parts:
-            for reference, data in encode_rows(
+            blobs += encode_rows(
                 rows,
                 rank=self._ranks.rank,
+                num_shards=self._client.num_shards,
                 row_format=self._config.serving.row_format,
                 bytes_max=self._config.publish.segment_bytes_max,
-            ):
-                references.append(reference)
-                blobs.append((reference.kind, reference.name, data))
+            )
+        references = [reference for reference, _ in blobs]
         if self._ranks.rank == 0:
             reference = blob_ref("dense", "dense", dense)
-            references.append(reference)
-            blobs.append((reference.kind, reference.name, dense))
-            references.extend(shared for shared, _ in self._shared)
+            blobs.append((reference, dense))
+            references += [reference, *(shared for shared, _ in self._shared)]
             if not self._shared_sent:
-                blobs.extend((shared.kind, shared.name, data) for shared, data in self._shared)
+                blobs += self._shared
         reach("publish.before_append")
         if blobs:
             self._client.publish(self._on_its_way.version, blobs)
@@ -252,44 +254,17 @@ class Publisher:
         self._job = None
         if self._ranks.rank == 0:
             reports = [msgspec.json.decode(data, type=PartReport) for data in gathered]
-            self._manifest = self._describe(reports, now_ms=now_ms)
-            self._job = self._sender.submit(self._commit, self._manifest)
+            self._reports = reports
+            self._trace = trace_of(self._on_its_way, reports, shared_sent=self._shared_sent)
+            manifest = describe(
+                self._on_its_way,
+                reports,
+                parent=self._head,
+                schema_hash=self._config.schema.hash(),
+                created_ms=now_ms,
+            )
+            self._job = self._sender.submit(self._commit, manifest)
         self.phase = Phase.COMMITTING
-
-    def _describe(self, reports: list[PartReport], *, now_ms: int) -> Manifest:
-        """The manifest of the version on its way; also the totals that its ack will add."""
-        way = self._on_its_way
-        assert way is not None
-        produced = [entry for report in reports for entry in report.produced_ms]
-        blobs = tuple(blob for report in reports for blob in report.blobs)
-        sent_bytes = sum(
-            blob.num_bytes for blob in blobs if blob.kind in ("rows", "dense") or not self._shared_sent
-        )
-        self._reports = reports
-        self._trace = VersionTrace(
-            generation=way.version.generation,
-            sequence=way.version.sequence,
-            kind="full" if way.full else "delta",
-            num_rows=sum(report.num_rows for report in reports),
-            num_deletes=sum(report.num_deletes for report in reports),
-            num_bytes=sent_bytes,
-            taken_ms=way.taken_ms,
-            committed_ms=0,
-            produced_ms=produced,
-        )
-        return Manifest(
-            version=way.version,
-            parent=self._head,
-            kind="full" if way.full else "delta",
-            blobs=blobs,
-            schema_hash=self._config.schema.hash(),
-            watermark_ms=way.watermark_ms,
-            produced_ms_newest=max(report.produced_ms_newest for report in reports),
-            created_ms=now_ms,
-            positions=tuple(
-                ManifestPosition(**position._asdict()) for report in reports for position in report.positions
-            ),
-        )
 
     def _commit(self, manifest: Manifest) -> list[BlobRef]:
         reach("publish.before_commit")
@@ -297,42 +272,53 @@ class Publisher:
         reach("publish.after_commit")
         return []
 
-    def ack(self, *, now_ms: int) -> None:
-        """Phase 4: the version is durable."""
+    def ack(self, *, now_ms: int) -> Version:
+        """Phase 4: the version is durable. Returns: which."""
         assert self.phase is Phase.COMMITTING
         assert self._on_its_way is not None
         reach("publish.before_ack")
         for shard in self._recommender.shards.values():
             shard.changed.ack(rules=self._config.publish.rules, now_s=now_ms // 1000)
-        self._head = self._on_its_way.version
+        version = self._head = self._on_its_way.version
+        self.backlog.ack(now_ms=now_ms)
         self._num_since_full = 0 if self._on_its_way.full else (self._num_since_full or 0) + 1
         self._shared_sent = True
         if self._ranks.rank == 0:
             self._count(now_ms=now_ms)
         self._settle()
         reach("publish.after_ack")
+        return version
 
     def _count(self, *, now_ms: int) -> None:
         trace = self._trace
         assert trace is not None
         trace.committed_ms = now_ms
-        totals = self.totals
-        if trace.kind == "full":
-            totals.full += 1
-        else:
-            totals.delta += 1
-        totals.rows_pushed += trace.num_rows
-        totals.bytes_pushed += trace.num_bytes
-        totals.head = str(self._head)
-        for report in self._reports:
-            totals.rows_changed += report.num_changed
-            for reason, num in report.held_back.items():
-                self.held_back[reason] = self.held_back.get(reason, 0) + num
+        self.totals.add(trace, self._reports)
         with self._trace_path.open("ab") as file:
             file.write(msgspec.json.encode(trace) + b"\n")
 
+    def hold(self, because: str, *, roll_back_to: Version | None) -> None:
+        """The version that is due is not begun: all its changes stay pending. Collective.
+
+        Args: roll_back_to: what serving is to get again meanwhile; None = it keeps what it has.
+        """
+        assert self.phase is Phase.IDLE
+        if not self.held_because:
+            log.warning("version held", because=because)
+        self.held_because = because
+        self.totals.held += 1
+        if roll_back_to is not None:
+            self._job = self._sender.submit(self._roll_back, roll_back_to) if self._ranks.rank == 0 else None
+            self.phase = Phase.ROLLING_BACK
+
+    def release(self) -> None:
+        """The gate lets versions pass again."""
+        if self.held_because:
+            log.info("versions are published again", were_held_because=self.held_because)
+        self.held_because = ""
+
     def abandon(self) -> None:
-        """The version failed somewhere: everything stays pending. Collective.
+        """The phase failed somewhere: everything stays pending. Collective.
 
         Raises: FencedError if a newer trainer has taken over: this one must end.
         """
@@ -340,14 +326,19 @@ class Publisher:
         if error is not None and (isinstance(error, FencedError) or not isinstance(error, ParamServerError)):
             raise error
         if error is not None:
-            log.warning("version not published", error=str(error))
-        if self.phase is not Phase.REOPENING:
+            log.warning("version not published", phase=self.phase.value, error=str(error))
+        if self.phase in (Phase.SENDING, Phase.COMMITTING):
             for shard in self._recommender.shards.values():
                 shard.changed.abandon()
+            self.backlog.abandon()
+        self.totals.failed += 1
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """What the log holds is not what this publisher did: the next version is a generation's full one."""
         self.must_reopen = True
         self._num_since_full = None
         self._shared_sent = False
-        self.totals.failed += 1
         self._settle()
 
     def _reopened(self) -> None:
@@ -363,33 +354,42 @@ class Publisher:
         self._parts = []
         self.phase = Phase.IDLE
 
-    def advance(self, *, all_done: bool, any_failed: bool, now_ms: int) -> None:
-        """Move to the next phase if every rank can. Collective: all ranks pass the same flags."""
+    def advance(self, *, all_done: bool, any_failed: bool, now_ms: int) -> Version | None:
+        """Move to the next phase if every rank can. Collective: all ranks pass the same flags.
+
+        Returns: the version that became durable with this, if one did.
+        """
         if self.phase is Phase.IDLE or not all_done:
-            return
+            return None
         if any_failed:
             self.abandon()
         elif self.phase is Phase.REOPENING:
             self._reopened()
+        elif self.phase is Phase.ROLLING_BACK:
+            self._begin_anew()
         elif self.phase is Phase.SENDING:
             self.commit(now_ms=now_ms)
         else:
-            self.ack(now_ms=now_ms)
+            return self.ack(now_ms=now_ms)
+        return None
 
     def wait(self) -> None:
         """Block until this rank's part of the phase is done."""
         if self._job is not None:
             self._job.exception()
 
-    def finish(self, flags: Callable[[], tuple[bool, bool]], *, now_ms: Callable[[], int]) -> None:
+    def finish(self, flags: Callable[[], tuple[bool, bool]], *, now_ms: Callable[[], int]) -> Version | None:
         """Bring the version on its way to its end. Collective.
 
         Args: flags: (all ranks done, any rank failed), agreed between ranks.
+        Returns: the version that became durable, if one did.
         """
+        durable = None
         while self.phase is not Phase.IDLE:
             self.wait()
             all_done, any_failed = flags()
-            self.advance(all_done=all_done, any_failed=any_failed, now_ms=now_ms())
+            durable = self.advance(all_done=all_done, any_failed=any_failed, now_ms=now_ms())
+        return durable
 
     def close(self) -> None:
         self._sender.shutdown(wait=True)

@@ -50,10 +50,6 @@ class TableShard:
     rows: LocalRows
     changed: ChangedRows
 
-    def keys_of(self, slots_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The keys that own these slots."""
-        return self.ids.rows(slots_N).keys_N
-
     @property
     def bytes_used(self) -> int:
         """Rows, optimizer state, id table and change record of this rank."""
@@ -143,7 +139,7 @@ class Recommender:
             ids=ids,
             router=IdRouter(ids, slots_per_rank=num_slots, ranks=self._routing_ranks),
             rows=self.embeddings.local[table.name],
-            changed=ChangedRows(num_slots),
+            changed=ChangedRows(num_slots, table=table.name),
         )
 
     def replace_ids(self, table: str, ids: IdTable) -> None:

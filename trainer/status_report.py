@@ -29,6 +29,7 @@ class _RankStatus(msgspec.Struct, kw_only=True):
     dead_letters: dict[str, int]
     lag_impressions: int
     ids_folded: int
+    rows_pending: int
 
 
 class StatusReporter:
@@ -55,6 +56,7 @@ class StatusReporter:
         publisher: Publisher | None,
         progress: Progress,
         window: QualityWindow,
+        now_ms: int,
     ) -> TrainerStatus:
         """Collective; the answer is complete on rank 0."""
         mine = _RankStatus(
@@ -62,6 +64,7 @@ class StatusReporter:
             dead_letters=progress.dead_letters,
             lag_impressions=source.lag_impressions(),
             ids_folded=recommender.keys.num_folded,
+            rows_pending=sum(shard.changed.num_pending for shard in recommender.shards.values()),
         )
         gathered = self._ranks.gather_bytes(msgspec.json.encode(mine))
         every = [msgspec.json.decode(data, type=_RankStatus) for data in gathered]
@@ -84,12 +87,8 @@ class StatusReporter:
             training_s=self._busy_s,
         )
         if publisher is not None:
-            totals = publisher.totals
-            status.version = totals.head
-            status.versions_full, status.versions_delta = totals.full, totals.delta
-            status.rows_changed, status.rows_pushed = totals.rows_changed, totals.rows_pushed
-            status.rows_held_back = dict(publisher.held_back)
-            status.bytes_pushed = totals.bytes_pushed
+            status.rows_pending = sum(one.rows_pending for one in every)
+            tell_of_publishing(status, publisher, now_ms=now_ms)
         return status
 
     def _joint_quality(self, window: QualityWindow) -> tuple[Quality, Quality]:
@@ -112,6 +111,20 @@ class StatusReporter:
         span_s = self._steps[-1][0] - self._steps[0][0]
         num = sum(count for _, count in self._steps) - self._steps[0][1]
         return num / span_s if span_s > 0 else 0.0
+
+
+def tell_of_publishing(status: TrainerStatus, publisher: Publisher, *, now_ms: int) -> None:
+    """What rank 0's publisher did, and what keeps it."""
+    totals = publisher.totals
+    status.version = totals.head
+    status.versions_full, status.versions_delta = totals.full, totals.delta
+    status.versions_failed, status.versions_held = totals.failed, totals.held
+    status.rows_changed, status.rows_pushed = totals.rows_changed, totals.rows_pushed
+    status.rows_held_back = dict(totals.held_back)
+    status.bytes_pushed = totals.bytes_pushed
+    status.pending_age_ms = publisher.backlog.age_ms(now_ms=now_ms)
+    status.last_ack_age_s = publisher.backlog.ack_age_s(now_ms=now_ms)
+    status.held_because = publisher.held_because
 
 
 def table_status(recommender: Recommender, name: str) -> TableStatus:

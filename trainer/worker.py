@@ -11,14 +11,16 @@ import structlog
 import torch
 import torch.distributed as dist
 
-from param_server.client import ParamServerClient
+from param_server.client import ClientSecurity, ParamServerClients
 from trainer.checkpoint import Checkpoints, Progress, StatePart
 from trainer.collectives import Ranks, start_ranks
 from trainer.config import Config
 from trainer.ledger import Ledger
 from trainer.loop import LoopPaths, StopSwitch, TrainingLoop
 from trainer.metrics import QualityWindow
+from trainer.program_cache import PROGRAM_FILE
 from trainer.publisher import Publisher
+from trainer.publishing import Publishing, quality_gate
 from trainer.recommender import Recommender
 from trainer.run.status import TrainerStatus, write_status
 from trainer.stream.broker import Security
@@ -29,9 +31,10 @@ from trainer.warm_up import compile_kernels
 log = structlog.get_logger()
 
 
-def run_worker(config: Config, *, run_dir: Path, security: Security) -> None:
+def run_worker(config: Config, *, run_dir: Path, security: Security, shard_security: ClientSecurity) -> None:
     """Train until told to stop or until the stream is drained; goes on from the newest checkpoint.
 
+    Args: security: towards Kafka. shard_security: towards the shards.
     Raises: FreshetError, ParamServerError: what stands in the way, in one line.
     """
     torch.set_num_threads(config.train.num_threads)
@@ -52,7 +55,22 @@ def run_worker(config: Config, *, run_dir: Path, security: Security) -> None:
         write_status(paths.status, TrainerStatus(state="starting"))
     with ExitStack() as cleanup:
         cleanup.callback(dist.destroy_process_group)
-        _train(config, run_dir=run_dir, security=security, ranks=ranks, paths=paths, stop=stop, on=cleanup)
+        client = None
+        if config.serving.shard_addresses:
+            client = ParamServerClients(
+                config.serving.shard_addresses, config.publish.request_timeout_s, security=shard_security
+            )
+            cleanup.callback(client.close)
+        _train(
+            config,
+            run_dir=run_dir,
+            security=security,
+            client=client,
+            ranks=ranks,
+            paths=paths,
+            stop=stop,
+            on=cleanup,
+        )
 
 
 def _train(
@@ -60,6 +78,7 @@ def _train(
     *,
     run_dir: Path,
     security: Security,
+    client: ParamServerClients | None,
     ranks: Ranks,
     paths: LoopPaths,
     stop: StopSwitch,
@@ -78,15 +97,23 @@ def _train(
     ledger = Ledger() if config.train.ledger else None
     if ledger is not None:
         parts["ledger"] = ledger
+    gate = quality_gate(config)
+    if gate is not None:
+        parts["gate"] = gate
     restored = checkpoints.restore(recommender, parts=parts)
     progress = restored.progress if restored is not None else Progress()
     if restored is not None:
         log.info("resumed", checkpoint=restored.name, step=progress.step)
 
-    publisher = _publisher(config, recommender=recommender, ranks=ranks, run_dir=run_dir, on=on)
-    if publisher is not None:
+    publishing = None
+    if client is not None:
+        publisher = _publisher(config, recommender=recommender, client=client, ranks=ranks, run_dir=run_dir)
+        on.callback(publisher.close)
+        # Before it: a call that is still on its way then waits for nobody, and is lost as in a crash.
+        on.callback(client.close)
         progress.generation = publisher.open(at_least=progress.generation)
         publisher.produced.newest_ms = progress.produced_ms_newest
+        publishing = Publishing(publisher, config=config, window=window, gate=gate, ranks=ranks)
 
     def open_source(positions: Iterable[Position], topic_id: str) -> KafkaSource:
         return KafkaSource(
@@ -105,7 +132,7 @@ def _train(
         recommender=recommender,
         open_source=open_source,
         positions=restored.positions if restored is not None else [],
-        publisher=publisher,
+        publishing=publishing,
         checkpoints=checkpoints,
         newest_checkpoint=restored.name if restored is not None else "",
         window=window,
@@ -121,23 +148,16 @@ def _train(
 
 
 def _publisher(
-    config: Config, *, recommender: Recommender, ranks: Ranks, run_dir: Path, on: ExitStack
-) -> Publisher | None:
-    """None where no shard is configured: the run only trains."""
-    if not config.serving.shard_address:
-        return None
-    client = ParamServerClient(config.serving.shard_address, timeout_s=config.publish.request_timeout_s)
-    publisher = Publisher(
+    config: Config, *, recommender: Recommender, client: ParamServerClients, ranks: Ranks, run_dir: Path
+) -> Publisher:
+    return Publisher(
         recommender,
         client=client,
         config=config,
         ranks=ranks,
         trace_path=run_dir / "versions.jsonl",
+        program_path=run_dir / PROGRAM_FILE,
     )
-    on.callback(publisher.close)
-    # Before it: a call that is still on its way then waits for nobody, and is lost as in a crash.
-    on.callback(client.close)
-    return publisher
 
 
 def _on_stop_signals(action: Callable[[], None]) -> None:

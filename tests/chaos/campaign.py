@@ -92,7 +92,7 @@ class Campaign:
     def _start_zygote(self) -> Zygote:
         directory = self._options.directory
         config = write_config(directory / "config.toml", make_config(self._options.seed))
-        program = directory / "program.onnx"
+        program = directory / "program.cache"
         zygote = self._cleanup.enter_context(Zygote(config, program, directory / "zygote.log"))
         exported = zygote.start(
             "program", "program", [str(config), str(program)], log=directory / "program.log"

@@ -71,6 +71,7 @@ class Zygote:
 
     config: Path
     program: Path
+    """Where the dense model's program is kept, once a child has exported it."""
     log: Path
     children: dict[int, Process] = field(default_factory=dict)
     _started: list[int] = field(default_factory=list)
@@ -79,7 +80,7 @@ class Zygote:
     def __enter__(self) -> Self:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.zygote", str(self.config), str(self.program)],
+                [sys.executable, "-m", "tests.chaos.zygote", str(self.config)],
                 cwd=REPOSITORY,
                 env={**os.environ, **ONE_THREAD},
                 stdin=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import time
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from tests.chaos.scenarios import Event, Life, Plan
 from tests.chaos.services import ForkedService, Service, SmallDisk
 from tests.chaos.stream import Produced, with_room, write_config
 from trainer.config import Config
+from trainer.program_cache import PROGRAM_FILE
 
 LIFE_TIMEOUT_S = 90.0
 TORCHRUN_TIMEOUT_S = 180.0
@@ -72,6 +74,7 @@ class Run:
         (self.directory / "control").mkdir(parents=True)
         # From the start: every life trains what the topic holds and ends.
         (self.directory / "control" / "drain").touch()
+        shutil.copyfile(self._ground.zygote.program, self.directory / PROGRAM_FILE)
         with contextlib.ExitStack() as started:
             if self._plan.small_disk:
                 disk = services.small_disk(self.directory / self._plan.small_disk)

@@ -8,7 +8,7 @@ A fork keeps only the calling thread, so it is safe only while there is no other
 BLAS, no gRPC, no process group. This is looked at before every fork. (onnxruntime starts a thread when it is
 imported; a replica imports it in its own process.)
 
-    python -m tests.chaos.zygote CONFIG_TOML PROGRAM_FILE
+    python -m tests.chaos.zygote CONFIG_TOML
 
 Orders and answers are lines of JSON on stdin and stdout. Its end is the end of all its children.
 """
@@ -68,9 +68,8 @@ Answer = Started | Ended
 
 
 def main(arguments: list[str]) -> None:
-    config_path, program_path = Path(arguments[0]), Path(arguments[1])
     die_with_parent()
-    mains = preload(config_path, program_path)
+    mains = preload(Path(arguments[0]))
     read_fd, write_fd = os.pipe()
     os.set_blocking(read_fd, False)
     os.set_blocking(write_fd, False)
@@ -84,7 +83,7 @@ def main(arguments: list[str]) -> None:
     _serve(mains, wake_fd=read_fd)
 
 
-def preload(config_path: Path, program_path: Path) -> dict[str, Callable[[list[str]], int]]:
+def preload(config_path: Path) -> dict[str, Callable[[list[str]], int]]:
     """Import and compile all that a child needs; returns the mains by module."""
     import torch
     import torchrec  # noqa: F401
@@ -92,26 +91,18 @@ def preload(config_path: Path, program_path: Path) -> dict[str, Callable[[list[s
     import param_server.__main__
     import param_server.shard
     import trainer.__main__
-    import trainer.publisher
     import trainer.worker
     from trainer.config import load_config
-    from trainer.program import export_program
     from trainer.warm_up import compile_kernels
 
     torch.set_num_threads(1)
     compile_kernels(load_config(config_path))
 
-    # A program is the same bytes for every start (trainer/program.py) and takes seconds to export: a child
-    # of its own exports it once, since the exporter starts threads, and every later child reads it.
+    # Exporting a program takes seconds and starts threads: a child of its own does it once, into the file
+    # in which trainers keep theirs, and every run begins with a copy of it.
     def write_program(argv: list[str]) -> int:
         return _write_program(Path(argv[0]), Path(argv[1]))
 
-    def read_program(model: torch.nn.Module, *, embedding_width: int) -> bytes:
-        if program_path.exists():
-            return program_path.read_bytes()
-        return export_program(model, embedding_width=embedding_width)
-
-    vars(trainer.publisher)["export_program"] = read_program
     return {
         "trainer": trainer.__main__.main,
         "param_server": param_server.__main__.main,
@@ -122,14 +113,11 @@ def preload(config_path: Path, program_path: Path) -> dict[str, Callable[[list[s
 def _write_program(config_path: Path, program_path: Path) -> int:
     from trainer.collectives import start_ranks
     from trainer.config import load_config
-    from trainer.program import export_program
+    from trainer.program_cache import program_of
     from trainer.recommender import Recommender
 
-    recommender = Recommender(load_config(config_path), ranks=start_ranks())
-    program = export_program(recommender.dense, embedding_width=recommender.layout.width)
-    temporary = program_path.with_suffix(".tmp")
-    temporary.write_bytes(program)
-    os.replace(temporary, program_path)
+    config = load_config(config_path)
+    program_of(Recommender(config, ranks=start_ranks()), config=config, path=program_path)
     return 0
 
 

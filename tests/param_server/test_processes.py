@@ -257,7 +257,7 @@ def test_a_taken_port_a_public_address_and_a_log_in_use_end_the_process_in_one_l
 
 def test_status_shows_a_shard_and_a_replica(served, children):
     trainer, _, replica = served
-    shard_address = trainer.client._where.split()[1]
+    shard_address = trainer.client.where.split()[1]
     for address, key in ((shard_address, "num_full"), (replica.address, "num_predictions")):
         shown = children.popen("status", address, stdout=subprocess.PIPE)
         output, _ = shown.communicate(timeout=120)

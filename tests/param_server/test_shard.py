@@ -235,7 +235,7 @@ def test_a_large_blob_travels_in_parts(trainer):
     manifest = msgspec.structs.replace(manifest, blobs=refs)
     trainer.client.publish(manifest.version, blobs)
     trainer.client.commit(manifest)
-    channel = open_channel(trainer.client._where.split()[1])
+    channel = open_channel(trainer.client.where.split()[1])
     stub = param_server_pb2_grpc.ParamServerStub(channel)
     stream = stub.Subscribe(param_server_pb2.SubscribeRequest(replica="test"), timeout=60)
     received = next(receive_versions(stream, shared={}))

@@ -80,7 +80,13 @@ def subscribed_rows(address: str, head) -> dict[int, bytes]:
     return {key: rows_CD[slot].tobytes() for key, slot in zip(keys.tolist(), slots.tolist(), strict=True)}
 
 
-@pytest.mark.parametrize("failpoint", FAILPOINTS)
+FAST = ("publish_synced", "commit_created", "snapshot_synced", "retain_manifests")
+"""One of each kind; `make test-slow` has the others."""
+
+
+@pytest.mark.parametrize(
+    "failpoint", [pytest.param(one, marks=[] if one in FAST else pytest.mark.slow) for one in FAILPOINTS]
+)
 def test_a_shard_that_is_killed_at_any_step_has_lost_nothing(kit, children, tmp_path, failpoint):
     fired = tmp_path / "fired"
     hit = 1 if failpoint.startswith(("generation", "snapshot")) else 3

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 
 from feature_eviction import owner_of
-from param_server.errors import GapError, LogDamageError, MissingBlobError
+from param_server.errors import GapError, LogDamageError, LogError, MissingBlobError
 from param_server.local_store import LocalStore
 from param_server.manifest import Manifest, Version, blob_ref
 from param_server.row_blobs import encode_rows, split_by_shard
 from param_server.row_store import RowStore
 from param_server.shard import Shard
+from param_server.staged_blobs import ArrivedBlob
 from param_server.version_content import rows_of_chain, segments_of
 from param_server.version_log import VersionLog
+from proto import failpoints
 from proto.row_segment import RowSegment, encode
 
 DIM = 3
@@ -35,7 +39,7 @@ def publish(shard: Shard, kind: str, segments, *, row_format="float32") -> Versi
         data = encode(segment, row_format=row_format)
         counts = {"num_rows": len(segment), "num_deletes": len(segment.deleted_ids_M)}
         blobs.append((blob_ref("rows", f"r-{number}", data, table=segment.table, **counts), data))
-    shard.publish([(version, "rows", ref.name, data) for ref, data in blobs])
+    shard.publish([ArrivedBlob(version, "rows", ref.name, data) for ref, data in blobs])
     manifest = Manifest(
         version=version,
         parent=head,
@@ -154,7 +158,7 @@ def test_retention_counts_snapshots_and_drops_the_segments_before_them(tmp_path)
         publish(shard, "delta", [segment({step: rows[step]})])
         shard.maintain(now_s=0.0)
     assert len(shard.log.plan_after(None)) <= 4
-    assert shard.log.entries[0].position > 15, "the only full version of the trainer is long gone"
+    assert shard.log.entries[0].ordinal > 15, "the only full version of the trainer is long gone"
     shard.log.collect()
     segments = list((tmp_path / "log" / "segments" / "shard-0").iterdir())
     assert len(segments) <= 4
@@ -164,6 +168,43 @@ def test_retention_counts_snapshots_and_drops_the_segments_before_them(tmp_path)
     again = open_shard(tmp_path / "log", keep_full=1)
     assert (again.log.damage, again.log.head) == ([], head)
     assert content(again, head) == {"t": {key: row.tobytes() for key, row in rows.items()}}
+    again.log.close()
+
+
+def test_retention_in_the_middle_of_a_snapshot_leaves_it_whole(tmp_path):
+    shard = open_shard(tmp_path / "log", keep_full=2)
+    shard.open_generation(0)
+    rows = {key: np.full(DIM, key, np.float32) for key in range(20)}
+    for kind in ("full", "full", "delta"):
+        publish(shard, kind, [segment(rows)])
+    head = shard.log.head
+    failpoints.arm("snapshot_synced", hit=1, act=lambda: publish(shard, "full", [segment(rows)]))
+    try:
+        snapshot = shard.snapshot()
+    finally:
+        failpoints.disarm()
+    assert snapshot.version == head < shard.log.head
+    assert shard.log.entries[0].manifest.version > Version(1, 1), "retention has run meanwhile"
+    shard.log.close()
+    again = open_shard(tmp_path / "log", keep_full=2)
+    assert again.log.damage == []
+    assert content(again, head) == {"t": {key: row.tobytes() for key, row in rows.items()}}
+    again.log.close()
+
+
+def test_a_snapshot_that_retention_overtakes_is_given_up(tmp_path):
+    shard = open_shard(tmp_path / "log", keep_full=1)
+    shard.open_generation(0)
+    for kind in ("full", "delta"):
+        publish(shard, kind, [segment({1: np.ones(DIM, np.float32)})])
+    failpoints.arm("snapshot_appended", hit=1, act=lambda: publish(shard, "full", [segment({})]))
+    try:
+        assert shard.snapshot() is None
+    finally:
+        failpoints.disarm()
+    shard.log.close()
+    again = open_shard(tmp_path / "log", keep_full=1)
+    assert (again.log.damage, again.log.head) == ([], Version(1, 3))
     again.log.close()
 
 
@@ -249,7 +290,7 @@ def test_a_trainer_behind_a_rollback_is_told_and_a_full_version_of_a_new_generat
     late = segment({1: np.ones(DIM, np.float32)})
     data = encode(late, row_format="float32")
     with pytest.raises(GapError, match=r"made by a rollback to 1\.20.*Open a new generation"):
-        shard.publish([(Version(1, 31), "rows", "r-0", data)])
+        shard.publish([ArrivedBlob(Version(1, 31), "rows", "r-0", data)])
     generation, head = shard.open_generation(1)
     assert (generation, head) == (2, Version(1, 31))
     publish(shard, "full", [late])
@@ -333,3 +374,45 @@ def test_a_pull_brings_the_columns_that_the_version_carried(shard):
     assert pulled.segment.state_N.tolist() == [0.25, 0.5]
     assert pulled.segment.last_seen_s_N.tolist() == [80, 70]
     assert pulled.segment.scores_N is None
+
+
+def test_a_full_disk_at_any_step_leaves_the_last_version_and_goes_on_when_there_is_room(tmp_path):
+    """A real file system of one megabyte that fills up, grows, and holds every version that was answered."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        shard = open_shard(disk / "log")
+        shard.open_generation(0)
+        rows = {key: np.full(DIM, key, np.float32) for key in range(300)}
+        publish(shard, "full", [segment(rows)])
+        refused: list[tuple[str, bool]] = []
+        for step in range(4000):
+            # Small versions at the end, so that also the manifest finds no room, and not only the rows.
+            ids = list(rows) if step < 80 else [step % 300]
+            changed = {key: np.full(DIM, step, np.float32) for key in ids}
+            head = shard.log.head
+            try:
+                publish(shard, "delta", [segment(changed)])
+                rows.update(changed)
+            except LogError as error:
+                refused.append((str(error), shard.log.head == head))
+                if len(refused) == 200:
+                    break
+        assert len(refused) == 200
+        assert all("No space left on device" in message and unchanged for message, unchanged in refused)
+        assert shard.status().refused == {"LogError": 200}
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        publish(shard, "delta", [segment({})])
+        expected = {"t": {key: row.tobytes() for key, row in rows.items()}}
+        assert content(shard, shard.log.head) == expected
+        head = shard.log.head
+        shard.log.close()
+        again = open_shard(disk / "log")
+        assert (again.log.damage, again.log.head) == ([], head)
+        assert content(again, head) == expected
+        again.log.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)

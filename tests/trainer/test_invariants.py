@@ -20,7 +20,14 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from param_server.client import ParamServerClient, ReplicaClient, RulesConfig, UnavailableError, Version
+from param_server.client import (
+    ParamServerClient,
+    ParamServerClients,
+    ReplicaClient,
+    RulesConfig,
+    UnavailableError,
+    Version,
+)
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.features import request_columns
@@ -41,6 +48,7 @@ class Rig:
     recommender: Recommender
     publisher: Publisher
     shard: ParamServerClient
+    clients: ParamServerClients
     replica: ReplicaClient
     now_ms: int = 1_000_000
 
@@ -98,12 +106,16 @@ def rig(ranks: Ranks, make_config: Callable[..., Config], tmp_path: Path) -> Ite
         "replica", tmp_path, "replica", "--shard", shard_address, "--address", "127.0.0.1:0"
     )
     recommender = Recommender(config, ranks=ranks)
-    with ParamServerClient(shard_address, 30) as shard, ReplicaClient(replica_address) as replica:
+    with (
+        ParamServerClient(shard_address, 30) as shard,
+        ParamServerClients([shard_address], 30) as clients,
+        ReplicaClient(replica_address) as replica,
+    ):
         publisher = Publisher(
-            recommender, client=shard, config=config, ranks=ranks, trace_path=tmp_path / "versions.jsonl"
+            recommender, client=clients, config=config, ranks=ranks, trace_path=tmp_path / "versions.jsonl"
         )
         publisher.open(at_least=0)
-        yield Rig(config, recommender, publisher, shard, replica)
+        yield Rig(config, recommender, publisher, shard, clients, replica)
         publisher.close()
     for process in (replica_process, shard_process):
         process.terminate()
@@ -145,7 +157,7 @@ def test_invariants_hold_on_the_way_from_impression_to_prediction(
     counters = shard.ids.counters()
     assert counters.admitted == shard.ids.num_rows + sum(counters.evicted.values())
     assert counters.evicted["score"] > 500
-    held_back = rig.publisher.held_back
+    held_back = rig.publisher.totals.held_back
     assert held_back["update_limit"] > 0
     totals = rig.publisher.totals
     pushed_in_deltas = totals.rows_changed - sum(held_back.values())
@@ -183,7 +195,7 @@ def test_a_newer_trainer_fences_an_older_one(
     first = rig.publish_all()
     newer = Publisher(
         rig.recommender,
-        client=rig.shard,
+        client=rig.clients,
         config=rig.config,
         ranks=ranks,
         trace_path=tmp_path / "newer.jsonl",
@@ -215,7 +227,7 @@ def test_versions_go_on_after_the_shard_was_away(
         raise UnavailableError("the shard is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rig.shard, "publish", away)
+        patch.setattr(rig.clients, "publish", away)
         rig.publisher.begin(full=False, now_ms=rig.now_ms, watermark_ms=1, positions=[])
         rig.publisher.finish(rig.flags, now_ms=lambda: rig.now_ms)
     assert rig.publisher.totals.failed == 1

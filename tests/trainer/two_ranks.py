@@ -23,6 +23,7 @@ from trainer.config import load_config
 from trainer.data.synthetic import SyntheticStream
 from trainer.errors import CheckpointError, StoreError
 from trainer.metrics import QualityWindow
+from trainer.quality_gate import joint_auc
 from trainer.recommender import Recommender
 from trainer.stream.columns import Position
 from trainer.stream.slicing import slice_impressions
@@ -49,6 +50,24 @@ def assert_rows_restored(recommender: Recommender, checkpoint_dir: str, *, ranks
     assert num_rows == shard.ids.num_rows > 100
 
 
+def assert_gate_says_the_same(ranks: Ranks) -> None:
+    """Each rank has seen other impressions; all judge by those of both, to the last bit."""
+    window = QualityWindow(domains=("a", "b"), tasks=["click"], window=100)
+    rng = np.random.default_rng(ranks.rank)
+    labels_NT = (rng.random((50, 1)) < 0.3).astype(np.float32)
+    window.add(
+        rng.random((50, 1)) + (0.5 - ranks.rank) * labels_NT,
+        labels_NT=labels_NT,
+        known_NT=np.ones((50, 1), np.bool_),
+        domain_N=np.full(50, ranks.rank),
+        users_N=np.zeros(50, np.int64),
+    )
+    value = joint_auc(window, task="click", num_min=100, ranks=ranks)
+    assert value is not None
+    assert 0.2 < value < 0.8
+    assert len(set(ranks.gather_bytes(repr(value).encode()))) == 1
+
+
 def main(config_path: str, checkpoint_dir: str, num_batches: str, one_rank_dir: str) -> None:
     torch.set_num_threads(1)
     config = load_config(Path(config_path))
@@ -57,6 +76,7 @@ def main(config_path: str, checkpoint_dir: str, num_batches: str, one_rank_dir: 
     assert ranks.sum(np.array([1, ranks.rank])).tolist() == [2, 1]
     assert ranks.gather(np.array([-5, ranks.rank])).tolist() == [[-5, 0], [-5, 1]]
 
+    assert_gate_says_the_same(ranks)
     recommender = Recommender(config, ranks=ranks)
     stream = SyntheticStream(config).batches(config.train.batch_size)
     rows = recommender.batch_rows

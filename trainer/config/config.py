@@ -190,9 +190,28 @@ class PublishConfig(Section, frozen=True, kw_only=True):
     rules: RulesConfig = RulesConfig()
     segment_bytes_max: int = 4 << 20
     request_timeout_s: int = 30
+    gate_auc_drop_max: float = 0.0
+    """The quality gate: a version is held while the windowed AUC is lower than the best of the last published
+    ones by more than this; 0 = no gate. The AUC is that of `train.metrics_window`."""
+    gate_task: str = ""
+    """The task whose AUC is looked at; empty = the schema's positive task."""
+    gate_window: int = 20
+    """How many published versions the best is of."""
+    gate_impressions_min: int = 10_000
+    """With fewer labelled impressions in the window AUC is too uncertain: the version passes, and is not
+    remembered."""
+    auto_rollback: bool = False
+    """When the gate holds a version, publish the best of the last published ones again, once."""
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "interval_ms", "full_every", "request_timeout_s")
+        self._check_at_least(1, "gate_window", "gate_impressions_min")
+        if not 0 <= self.gate_auc_drop_max < 1:
+            raise ValueError(
+                f"gate_auc_drop_max must be at least 0 and below 1, found {self.gate_auc_drop_max}"
+            )
+        if self.auto_rollback and not self.gate_auc_drop_max:
+            raise ValueError("auto_rollback needs a quality gate: gate_auc_drop_max above 0")
         if not 1 << 16 <= self.segment_bytes_max <= 4 << 20:
             raise ValueError(f"segment_bytes_max must be in 64 KiB..4 MiB, found {self.segment_bytes_max}")
 
@@ -235,6 +254,11 @@ class ServingConfig(Section, frozen=True, kw_only=True):
     publishes nothing."""
     num_shards: int = 1
     """Shards of rows that `trainer run` starts on one log; a log keeps the number that it was made with."""
+    tls_ca_file: str = ""
+    """PEM of the authority whose certificate the shards must show; empty = no TLS, only on loopback."""
+    tls_cert_file: str = ""
+    """PEM of the trainer's certificate."""
+    tls_key_file: str = ""
     num_replicas: int = 2
     row_format: Literal["float32", "float16", "int8"] = "float32"
     keep_full: int = 2
@@ -244,6 +268,9 @@ class ServingConfig(Section, frozen=True, kw_only=True):
         for address in self.shard_addresses:
             if not is_host_port(address):
                 raise ValueError(f"shard_address must be host:port or empty, found '{address}'")
+        given = [bool(name) for name in (self.tls_ca_file, self.tls_cert_file, self.tls_key_file)]
+        if any(given) and not all(given):
+            raise ValueError("TLS needs tls_ca_file, tls_cert_file and tls_key_file together")
         self._check_at_least(0, "num_replicas")
         self._check_at_least(1, "keep_full", "num_shards")
         found = len(self.shard_addresses)
@@ -307,6 +334,10 @@ class Config(Section, frozen=True, kw_only=True):
             raise ValueError(
                 f"tables: one table a dim is needed; features use dims {self.schema.dims}, "
                 f"tables give dims {budgeted}"
+            )
+        if self.publish.gate_task not in ("", *self.schema.task_names):
+            raise ValueError(
+                f"publish: gate_task '{self.publish.gate_task}' is not one of {self.schema.task_names}"
             )
 
     def hash(self) -> str:

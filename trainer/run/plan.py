@@ -78,6 +78,11 @@ def resolve_config(config: Config, options: RunOptions) -> Config:
             f"checkpoint.directory {checkpoints}: holds an earlier run's checkpoints; go on from them with "
             "--resume, or name another directory"
         )
+    if config.serving.tls_ca_file:
+        raise ConfigError(
+            "serving: a run starts its shards on loopback, without TLS. Start shards with TLS by themselves, "
+            "and `python -m trainer train` beside them"
+        )
     servers = options.bootstrap_servers or ANY_PORT
     kafka = msgspec.structs.replace(config.kafka, bootstrap_servers=servers)
     return msgspec.structs.replace(config, impressions=impressions, kafka=kafka)

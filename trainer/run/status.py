@@ -58,6 +58,18 @@ class TrainerStatus(msgspec.Struct, kw_only=True):
     rows_held_back: dict[str, int] = {}
     """Rows that a rule kept back, by reason, counted once for each publish that kept them back."""
     bytes_pushed: int = 0
+    rows_pending: int = 0
+    """Changed rows and deletes that serving has not got, held back ones included."""
+    pending_age_ms: int = 0
+    """Since when there are changes that no version has been taken for and acknowledged: what a slow or dead
+    shard, or the gate, keeps from serving. What a rule holds back does not count."""
+    last_ack_age_s: float = -1.0
+    """Since a version last became durable; -1 = none has yet."""
+    versions_failed: int = 0
+    versions_held: int = 0
+    """Versions that were due and that the quality gate held."""
+    held_because: str = ""
+    """The gate's word while it holds, else empty."""
     event_time_ms: int = 0
     training_s: float = 0.0
     """Seconds spent inside the training loop, without start-up."""

@@ -40,6 +40,7 @@ def put(store: Store, folder: Folder, *, created_ms: int = 0) -> None:
         created_ms=created_ms,
         generation=1,
         published="",
+        topic_id="",
         world_size=1,
         schema_hash="s",
         config_hash="c",

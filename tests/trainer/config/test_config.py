@@ -150,6 +150,19 @@ def test_features_that_share_rows_agree_on_their_quota() -> None:
         ('"127.0.0.1:0"', '"a:1,b"', "shard_address must be host:port or empty, found 'b'"),
         ('"127.0.0.1:0"', '"a:1,b:2"', r"shard_address must name num_shards \(1\) addresses.* found 2"),
         ("num_shards = 1", "num_shards = 0", "num_shards must be at least 1, found 0"),
+        (
+            'tls_ca_file = ""',
+            'tls_ca_file = "ca.pem"',
+            "TLS needs tls_ca_file, tls_cert_file",
+        ),
+        (
+            "gate_auc_drop_max = 0.0",
+            "gate_auc_drop_max = 1.0",
+            "gate_auc_drop_max must be at least 0",
+        ),
+        ("auto_rollback = false", "auto_rollback = true", "auto_rollback needs a quality gate"),
+        ('gate_task = ""', 'gate_task = "clik"', "publish: gate_task 'clik' is not one of"),
+        ("gate_window = 20", "gate_window = 0", "gate_window must be at least 1, found 0"),
         ("record_impressions = 64", "record_impressions = 65537", "record_impressions must be at most 65536"),
         ("event_days = 12.0", "event_days = 36501.0", "event_days must be at most 36500"),
         ("loss_weight = 1.0", "loss_weight = -1.0", "task 'like': loss_weight must not be negative"),
@@ -234,3 +247,9 @@ def test_every_field_is_read_somewhere() -> None:
         if not re.search(rf"\.{name}\b(?!\s*=[^=])", code)
     ]
     assert unread == []
+
+
+def test_several_shards_are_named_with_commas() -> None:
+    serving = replace(preset("quickstart").serving, shard_address="127.0.0.1:7000, 127.0.0.1:7001")
+    assert serving.shard_addresses == ("127.0.0.1:7000", "127.0.0.1:7001")
+    assert replace(serving, shard_address="").shard_addresses == ()

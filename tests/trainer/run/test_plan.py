@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from trainer.config import Config, load_config
+from trainer.config import Config, load_config, preset
 from trainer.errors import ConfigError
 from trainer.run.plan import RunOptions, plan_run, resolve_config, with_addresses
 from trainer.run.processes import Fact
@@ -174,3 +174,11 @@ def test_children_read_the_addresses_that_are_known(
     assert found.serving.shard_address == "127.0.0.1:4002"
     assert found.impressions == 1000
     assert msgspec.structs.replace(found, kafka=config.kafka, serving=config.serving) == config
+
+
+def test_a_run_does_not_take_tls(tmp_path: Path) -> None:
+    config = preset("quickstart")
+    files = {"tls_ca_file": "ca.pem", "tls_cert_file": "cert.pem", "tls_key_file": "key.pem"}
+    config = msgspec.structs.replace(config, serving=msgspec.structs.replace(config.serving, **files))
+    with pytest.raises(ConfigError, match="a run starts its shards on loopback, without TLS"):
+        resolve_config(config, RunOptions(out_dir=tmp_path))
