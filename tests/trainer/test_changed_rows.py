@@ -93,10 +93,11 @@ class World:
 
 
 def test_a_row_that_several_ranks_bring_to_one_step_is_updated_once() -> None:
-    changed = ChangedRows(NUM_SLOTS)
-    changed.touch(np.array([5, 3, 5, 5]))
-    changed.touch(np.array([3]))
-    taken = changed.take(lambda slots_N: slots_N, rules=EVERYTHING, now_s=1000)
+    world = World()
+    world.owner = {3: 30, 5: 50}
+    world.changed.touch(np.array([5, 3, 5, 5]))
+    world.changed.touch(np.array([3]))
+    taken = world.take_delta()
     assert dict(zip(taken.slots_N.tolist(), taken.updates_N.tolist(), strict=True)) == {3: 2, 5: 1}
 
 
