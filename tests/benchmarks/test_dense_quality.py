@@ -16,6 +16,7 @@ def test_differences_are_paired_by_seed():
     assert by_form["bfloat16"]["interval"] > 0.01
 
 
+@pytest.mark.slow
 def test_every_form_is_judged(run_benchmark):
     record, _ = run_benchmark("dense_quality", "--seeds", "2", "--impressions", "3000")
     assert {row["form"] for row in record["rows"]} == {"plain", "float32", "bfloat16"}

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.freshness import KINDS, PHASES, predict_facts, predict_rows
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_versions_and_predictions_are_measured_through_real_processes(run_benchmark):
     arguments = ("--quick", "--parts", "version", "predict", "--rows", "3000", "--versions", "2")

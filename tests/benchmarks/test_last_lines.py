@@ -24,6 +24,7 @@ def check_peers(record: dict[str, Any], output: str, wanted: set[str]) -> None:
     assert missing <= skipped
 
 
+@pytest.mark.slow
 def test_id_table_reports_every_case_beside_every_peer_that_is_here(run_benchmark):
     peers = ("native", "mch_lfu_1", "mch_dlfu_10", "faiss", "dict")
     record, output = run_benchmark(
@@ -56,6 +57,7 @@ def test_row_store_reports_reads_and_writes_beside_every_peer_that_is_here(run_b
     assert of_take == {("get", 16), ("get", 40), ("upsert", 16), ("upsert", 40)}
 
 
+@pytest.mark.slow
 def test_eviction_quality_judges_every_policy_at_every_size(run_benchmark, tmp_path: Path):
     arguments = ("--quick", "--events", "3000", "--seeds", "2", "--plots", str(tmp_path))
     record, _ = run_benchmark("eviction_quality", *arguments)

@@ -13,6 +13,7 @@ from trainer.model.layout import FeatureLayout
 from trainer.recommender import slots_for
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_every_contestant_is_measured_and_the_parts_fill_the_step(run_benchmark):
     peers = ("static", "static_same_dense", "mch_lfu_10")
@@ -57,6 +58,7 @@ def test_a_checkpoint_a_minute_is_taken_off_ours_alone():
     assert (row["ours"], row["theirs"], row["ratio"], row["ratio_cpu"]) == (180.0, 100.0, 1.8, 1.6)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_two_ranks_are_set_against_one_in_turns(run_benchmark):
     record, _ = run_benchmark(
