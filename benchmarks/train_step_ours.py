@@ -173,9 +173,9 @@ class Ours:
         )
         self.committed = committed if committed is not None else self.committed
         if flags.report_due:
-            self._report()
+            self.report()
 
-    def _report(self) -> None:
+    def report(self) -> None:
         """Counters, and every so often quality over the windows of all ranks."""
         self._reported_s = self._trained_s
         for name in self.recommender.shards:

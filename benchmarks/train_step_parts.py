@@ -67,6 +67,7 @@ def parts_of_a_step(ours: Ours, batches: list[Impressions]) -> dict[str, float]:
             "changed_rows", shard.changed.evict
         )
     ours.window.add = clocks.around("metrics", ours.window.add)  # type: ignore[method-assign]
+    ours.report = clocks.around("reports", ours.report)  # type: ignore[method-assign]
     lookup = clocks.around("embedding_lookup", recommender.embeddings)
 
     def embeddings(*arguments: Any) -> Tensor:
@@ -84,6 +85,8 @@ def parts_of_a_step(ours: Ours, batches: list[Impressions]) -> dict[str, float]:
     ours.run(batches)
     step_s, wall_s = time.thread_time() - began_s, time.perf_counter() - began_wall_s
     spent_s = {name: clocks.spent_s[name] for name in PARTS}
+    # They come by time, so that a few steps may be without.
+    spent_s["reports"] = clocks.spent_s.get("reports", 0.0)
     spent_s["other"] = step_s - sum(spent_s.values())
     spent_s |= {"step": step_s, "map": clocks.spent_s["map"], "step_wall": wall_s}
     return {name: rounded(1e3 * value / len(batches)) for name, value in spent_s.items()}

@@ -2,7 +2,7 @@
 
 Only ids that a version after the old one touched can differ, so a delta with the old rows of these, and a
 delete for each of them that the old version does not have, is the whole difference. Where a full version
-lies between, the new version is full too.
+lies between, or recovery has set one aside and what it touched is not known, the new version is full too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def plan_rollback(log: VersionLog, old: Version, *, num_shards: int, now_ms: int
         raise GapError(f"version {old} is the head: there is nothing to roll back")
     chain = chain_to(log.entries, old)
     between = [entry.manifest for entry in log.entries if entry.manifest.version > old]
-    full = any(manifest.kind == "full" for manifest in between)
+    versions = [old, *(manifest.version for manifest in between)]
+    is_whole = [manifest.parent for manifest in between] == versions[:-1]
+    full = not is_whole or any(manifest.kind == "full" for manifest in between)
     touched = None if full else touched_by(between, log.read_blob)
     blobs: list[tuple[BlobRef, bytes]] = []
     for shard in range(num_shards):

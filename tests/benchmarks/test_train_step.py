@@ -38,7 +38,7 @@ def test_every_contestant_is_measured_and_the_parts_fill_the_step(run_benchmark)
     assert setup["version_stall_ms"] > 0
     assert 0 < setup["checkpoint_stall_ms"] < setup["checkpoint_save_ms"]
     for parts in setup["parts_ms"].values():
-        assert min(parts.values()) > 0, parts
+        assert min(value for name, value in parts.items() if name != "reports") > 0, parts
         outside = ("step", "map", "step_wall")
         of_the_step = sum(value for name, value in parts.items() if name not in outside)
         assert of_the_step == pytest.approx(parts["step"], rel=1e-2)
