@@ -292,8 +292,9 @@ class VersionLog:
         """Versions that are in the store and not known here yet: the other shards poll one name with it.
 
         The coordinator asks after a commit that failed, which may have created its manifest all the same.
+        If rot has met that manifest, it is set aside as recovery would.
         Raises: GapError if the log was repaired meanwhile, or what follows was dropped: open it anew.
-            ManifestError.
+            ManifestError for another shard, which waits for the coordinator.
         """
         news: list[Manifest] = []
         while True:
@@ -303,6 +304,13 @@ class VersionLog:
             except StoreMissingError:
                 if not self.coordinates and not news:
                     self._check_still_there()
+                return news
+            except ManifestError as error:
+                if not self.coordinates:
+                    raise
+                # Nobody was told that this version exists, and its writer goes on in a new generation.
+                self.store.set_aside(ordinal_name(MANIFESTS, ordinal))
+                self._note_damage(f"{error}; it was set aside")
                 return news
             if self.coordinates:
                 self.store.replace(ordinal_name(MANIFESTS, ordinal), seal_manifest(manifest))
@@ -362,10 +370,13 @@ class VersionLog:
             except ManifestError as error:
                 self.store.replace(name, seal_manifest(manifest))
                 found = f"{error}; it was written anew"
-            log.error("version log damage", found=found)
-            if len(self.damage) < DAMAGE_LINES_MAX:
-                self.damage.append(found)
+            self._note_damage(found)
             return name
+
+    def _note_damage(self, found: str) -> None:
+        log.error("version log damage", found=found)
+        if len(self.damage) < DAMAGE_LINES_MAX:
+            self.damage.append(found)
 
     def refresh(self) -> None:
         """For the other shards: see which versions the coordinator dropped and which snapshots it made."""
