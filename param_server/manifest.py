@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from param_server.errors import ManifestError
+from param_server.errors import GapError, ManifestError
 from proto.tensor_blob import crc32c
 
 BlobKind = Literal["rows", "dense", "program", "signature"]
@@ -147,6 +147,17 @@ def without_places(manifest: Manifest) -> Manifest:
     """As its writer described it, who knows nothing of segments."""
     blobs = tuple(msgspec.structs.replace(blob, segment="", segment_offset=0) for blob in manifest.blobs)
     return msgspec.structs.replace(manifest, blobs=blobs)
+
+
+def check_applies(manifest: Manifest, *, held: Version | None) -> None:
+    """Raises: GapError if a version is not above the one held, or a delta does not follow it."""
+    if held is not None and manifest.version <= held:
+        raise GapError(f"version {manifest.version} is not above {held}; versions never go back")
+    if manifest.kind == "delta" and manifest.parent != held:
+        raise GapError(
+            f"version {manifest.version} changes {manifest.parent}, but {held} is held; "
+            "the newest full version and what follows it must be loaded"
+        )
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from feature_eviction.slot_map import SlotMap
 from param_server.errors import BadBlobError, GapError
-from param_server.manifest import BlobRef, Manifest, Version
+from param_server.manifest import BlobRef, Manifest, Version, check_applies
 from param_server.memory_budget import lowest_scores, row_bytes, rows_over_budget
 from proto.row_segment import RowSegment, decode
 from proto.tensor_blob import BlobError
@@ -161,13 +161,7 @@ class RowStore:
             BadBlobError if an id occurs in two segments or a dim is not the table's.
         """
         version = manifest.version
-        if self._version is not None and version <= self._version:
-            raise GapError(f"version {version} is not above {self._version}; versions never go back")
-        if manifest.kind == "delta" and manifest.parent != self._version:
-            raise GapError(
-                f"version {version} changes {manifest.parent}, but {self._version} is held; "
-                "the newest full version and what follows it must be loaded"
-            )
+        check_applies(manifest, held=self._version)
         by_table: dict[str, list[RowSegment]] = {}
         for segment in segments:
             by_table.setdefault(segment.table, []).append(segment)

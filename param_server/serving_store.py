@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from param_server.errors import BadBlobError, GapError
-from param_server.manifest import Manifest, Version
+from param_server.manifest import Manifest, Version, check_applies
 from param_server.serving_config import ServingConfig
 from param_server.serving_model import ServingModel
 from param_server.serving_table import CAPACITY_MIN, Keys, ServingTable, bytes_per_row, capacity_within
@@ -113,13 +113,7 @@ class ServingStore:
             BadBlobError if an id occurs in two segments or a dim is not the table's.
         """
         version = manifest.version
-        if self._version is not None and version <= self._version:
-            raise GapError(f"version {version} is not above {self._version}; versions never go back")
-        if manifest.kind == "delta" and manifest.parent != self._version:
-            raise GapError(
-                f"version {version} changes {manifest.parent}, but {self._version} is held; "
-                "the newest full version and what follows it must be loaded"
-            )
+        check_applies(manifest, held=self._version)
         by_table: dict[str, list[PackedSegment]] = {}
         for segment in segments:
             by_table.setdefault(segment.table, []).append(segment)
