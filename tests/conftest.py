@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share: free ports, and brokers of both kinds."""
+"""Fixtures that several folders of tests share: the process group, free ports, and brokers of both kinds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from trainer.collectives import Ranks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0
@@ -31,6 +34,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("FRESHET_NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Ranks:
+    """The one process group that a test process may have."""
+    import torch
+
+    from trainer.collectives import start_ranks
+
+    torch.set_num_threads(1)
+    return start_ranks()
 
 
 @pytest.fixture(scope="session", name="free_port")

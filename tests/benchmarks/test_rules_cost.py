@@ -11,16 +11,10 @@ from msgspec.structs import replace
 from benchmarks.rules_cost import FULL, START_S, learn, summary, train
 from benchmarks.rules_cost_serving import ForAll, Model, Serving, Way
 from param_server.client import RulesConfig
-from trainer.collectives import Ranks, start_ranks
 from trainer.config import preset
 from trainer.data.synthetic import SyntheticStream
 from trainer.recommender import Recommender
 from trainer.stream.slicing import slice_impressions
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Ranks:
-    return start_ranks()
 
 
 def test_serving_that_gets_every_row_answers_as_the_trainer_would(ranks):

@@ -1,24 +1,15 @@
-"""A process group of one, small configurations, and batches of the synthetic stream."""
+"""Small configurations, and batches of the synthetic stream."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
-import torch
 from msgspec.structs import replace
 
-from trainer.collectives import Ranks, start_ranks
 from trainer.config import Config, preset
 from trainer.data.synthetic import SyntheticStream
 from trainer.stream.columns import Impressions
-
-
-@pytest.fixture(scope="session")
-def ranks() -> Ranks:
-    """The one process group that a test process may have."""
-    torch.set_num_threads(1)
-    return start_ranks()
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer
 from msgspec.structs import replace
 
+from tests.kafka_reading import read_records
 from trainer.config import Config, to_toml
 from trainer.stream.broker import Security, connect_options
 from trainer.stream.columns import Impressions
@@ -83,16 +84,7 @@ def test_bad_input_is_counted_and_kept_and_the_rest_is_trained(
     assert status["dead_letters"] == manifest["dead_letters"]
     assert status["ids_folded"] == 2, "ids of 53 bits and more are counted, and trained"
 
-    consumer = KafkaConsumer(**options, group_id=None)
-    partition = TopicPartition(f"{topic}-dead", 0)
-    partitions = [TopicPartition(f"{topic}-dead", p) for p in consumer.partitions_for_topic(partition.topic)]
-    consumer.assign(partitions)
-    consumer.seek_to_beginning(*partitions)
-    letters: list[Any] = []
-    while len(letters) < 2:
-        for found in consumer.poll(timeout_ms=5000).values():
-            letters.extend(found)
-    consumer.close()
+    letters = read_records(f"{topic}-dead", options=options, num=2)
     assert sorted(letter.value for letter in letters) == sorted([records[1], records[3]])
     headers = [dict(letter.headers) for letter in letters]
     assert all(header["freshet.origin"].startswith(topic.encode()) for header in headers)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from kafka import KafkaConsumer
 from kafka.admin import KafkaAdminClient, NewTopic
 
+from tests.kafka_reading import read_records
 from trainer.errors import StreamError
 from trainer.stream.broker import Security, connect_options
 from trainer.stream.dead_letters import PENDING_MAX, DeadLetter, DeadLetterWriter
@@ -13,15 +13,6 @@ from trainer.stream.dead_letters import PENDING_MAX, DeadLetter, DeadLetterWrite
 
 def _letter(value: bytes, number: int = 0) -> DeadLetter:
     return DeadLetter(value, "origin", 3, number, "not_decodable", "why", {})
-
-
-def _read(topic, options, num):
-    consumer = KafkaConsumer(topic, **options, auto_offset_reset="earliest")
-    records = []
-    while len(records) < num:
-        records += [record for part in consumer.poll(5_000).values() for record in part]
-    consumer.close()
-    return records
 
 
 def test_more_letters_than_may_wait_all_arrive(broker):
@@ -32,7 +23,8 @@ def test_more_letters_than_may_wait_all_arrive(broker):
     for number in range(num):
         writer.write(_letter(b"value %d" % number, number))
     writer.close()
-    assert {record.value for record in _read(topic, options, num)} == {b"value %d" % n for n in range(num)}
+    values = {record.value for record in read_records(topic, options=options, num=num)}
+    assert values == {b"value %d" % n for n in range(num)}
 
 
 def test_a_value_too_large_for_the_topic_leaves_its_origin(kafka_broker):
@@ -44,7 +36,7 @@ def test_a_value_too_large_for_the_topic_leaves_its_origin(kafka_broker):
     writer = DeadLetterWriter(topic, options=options)
     writer.write(_letter(b"x" * 5_000, 17))
     writer.close()
-    (record,) = _read(topic, options, 1)
+    (record,) = read_records(topic, options=options, num=1)
     headers = dict(record.headers)
     assert record.value == b""
     assert headers["freshet.value_omitted"] == b"5000"

@@ -11,6 +11,7 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 from msgspec.structs import replace
 
+from tests.kafka_reading import read_records
 from trainer.config.config import KafkaConfig
 from trainer.config.schema import SchemaConfig
 from trainer.errors import StreamError
@@ -241,11 +242,7 @@ def test_bad_rows_and_records_become_dead_letters_and_the_rest_is_trained(
     source.close()
 
     options = connect_options(broker.bootstrap_servers, security=Security(), timeout_s=10)
-    consumer = KafkaConsumer(config.dead_letter_topic, **options, auto_offset_reset="earliest", group_id=None)
-    letters = []
-    while len(letters) < 2:
-        letters += [record for records in consumer.poll(5_000).values() for record in records]
-    consumer.close()
+    letters = read_records(config.dead_letter_topic, options=options, num=2)
     # The letters may be in different partitions, so they come in any order.
     letters.sort(key=lambda letter: dict(letter.headers)["freshet.origin"])
     assert [letter.value for letter in letters] == [b"\xff not protobuf", half_bad]

@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import NewTopic
 from msgspec.structs import replace
 
+from tests.kafka_reading import read_records
 from trainer.config.config import KafkaConfig
 from trainer.config.schema import SchemaConfig
 from trainer.errors import StreamError
-from trainer.stream.broker import ensure_topic
+from trainer.stream.broker import Security, connect_options, ensure_topic
 from trainer.stream.record import encode_record
 from trainer.stream.source import KafkaSource
 
@@ -230,20 +231,9 @@ def test_too_many_bad_records_stop_the_run_and_their_letters_are_kept(
     with pytest.raises(StreamError, match=rf"not_decodable 30 \(the last at {config.topic}/0/\d\)"):
         _until_error(source)
     source.close()
-    consumer = KafkaConsumer(
-        config.dead_letter_topic,
-        bootstrap_servers=config.bootstrap_servers,
-        auto_offset_reset="earliest",
-        group_id=None,
-        **({} if hasattr(broker, "home") else {"api_version": (2, 3)}),
-    )
-    origins = set()
-    deadline_s = time.monotonic() + 30
-    while len(origins) < 3:
-        assert time.monotonic() < deadline_s, origins
-        for records in consumer.poll(1_000).values():
-            origins |= {dict(record.headers)["freshet.origin"].decode() for record in records}
-    consumer.close()
+    options = connect_options(config.bootstrap_servers, security=Security(), timeout_s=30)
+    letters = read_records(config.dead_letter_topic, options=options, num=3)
+    origins = {dict(letter.headers)["freshet.origin"].decode() for letter in letters}
     assert {f"{config.topic}/0/{n}" for n in (1, 3, 4)} <= origins
     patient = open_source(replace(config, bad_share_max=1.0))
     ends = patient.end_offsets()
