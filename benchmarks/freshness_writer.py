@@ -25,9 +25,9 @@ from param_server.client import (
     encode_tensors,
 )
 from param_server.receive import ReceivedVersion
+from param_server.row_blobs import read_packed
 from param_server.serving_model import ServingModel
 from param_server.serving_store import ServingStore
-from param_server.version_rows import read_packed
 from trainer.changed_rows import Clocks
 from trainer.collectives import Ranks
 from trainer.config.config import Config

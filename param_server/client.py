@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -85,12 +86,13 @@ class ParamServerClient(Connection):
         """Raises: AddressError for an address beyond loopback without TLS, AccessError for TLS files."""
         super().__init__(address, name="shard", timeout_s=timeout_s, security=security)
         self._stub: Any = param_server_pb2_grpc.ParamServerStub(self.channel)  # type: ignore[no-untyped-call]
+        self.writer = uuid.uuid4().hex
+        """Who opens generations through this client: ShardState.fenced_by says it again."""
 
     def open_generation(self, at_least: int) -> tuple[int, Version | None]:
-        """Fence every older writer; returns the generation to write with and the newest version."""
-        reply = self.call(
-            self._stub.OpenGeneration, param_server_pb2.OpenGenerationRequest(at_least=at_least)
-        )
+        """Fence every other writer; returns the generation to write with and the newest version."""
+        request = param_server_pb2.OpenGenerationRequest(at_least=at_least, writer=self.writer)
+        reply = self.call(self._stub.OpenGeneration, request)
         return reply.generation, version_or_none(reply, "head")
 
     def publish(self, version: Version, blobs: Iterable[tuple[BlobKind, str, bytes]]) -> int:
@@ -165,6 +167,7 @@ class ParamServerClient(Connection):
         return ShardState(
             head=version_or_none(reply, "head"),
             fenced_generation=reply.fenced_generation,
+            fenced_by=reply.fenced_by,
             num_versions=reply.num_versions,
             num_full=reply.num_full,
             num_delta=reply.num_delta,
@@ -215,8 +218,21 @@ class ParamServerClients:
     ) -> None:
         self.close()
 
+    def check_not_fenced(self, generation: int) -> None:
+        """Whether the writer of `generation`, who is this one, may open another.
+
+        A generation that this writer opened without hearing of it is no reason to end.
+        Raises: FencedError if another writer has opened a newer generation.
+        """
+        state = self._clients[0].status()
+        if state.fenced_generation > generation and state.fenced_by != self._clients[0].writer:
+            raise FencedError(
+                f"generation {generation} is fenced: a newer trainer opened generation "
+                f"{state.fenced_generation}; this one ends"
+            )
+
     def open_generation(self, at_least: int) -> tuple[int, Version | None]:
-        """Fence every older writer, at shard 0 first, whose word counts.
+        """Fence every other writer, at shard 0 first, whose word counts.
 
         Raises: ManifestError if the addresses are not the log's shards, in order.
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from param_server.errors import GapError, LogDamageError, MissingBlobError, StoreMissingError
+from param_server.errors import GapError, StoreMissingError
 from param_server.history import read_promoted
 from param_server.log_recovery import (
     MANIFESTS,
@@ -16,8 +16,8 @@ from param_server.log_recovery import (
     Entry,
     ordinal_name,
     ordinals_in,
-    read_blob_of,
     read_manifest,
+    read_named_blob,
 )
 from param_server.log_view import LogView
 from param_server.manifest import Manifest, Version
@@ -57,16 +57,11 @@ class LogReader:
         Raises: LogDamageError if it is not what was committed, MissingBlobError if the version was
             dropped by retention meanwhile.
         """
-        blob = next((one for one in manifest.blobs if one.name == name), None)
-        if blob is None:
-            raise MissingBlobError(f"version {manifest.version}: it has no blob '{name}'")
-        data, problem = read_blob_of(self._store, manifest.version, blob)
-        if data is not None:
-            return data
+        return read_named_blob(self._store, manifest, name, still_there=self._still_has)
+
+    def _still_has(self, version: Version) -> bool:
         self._look()
-        if self._view.get(manifest.version) is None:
-            raise MissingBlobError(f"version {manifest.version}: {problem}; it is not in the log (any more)")
-        raise LogDamageError(f"version {manifest.version}: {problem}")
+        return self._view.get(version) is not None
 
     def _look(self) -> None:
         """See which versions came and went; what is known is not read again."""

@@ -8,9 +8,18 @@ whole.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from param_server.errors import ConflictError, LogError, ManifestError, StoreExistsError, StoreMissingError
+from param_server.errors import (
+    ConflictError,
+    LogDamageError,
+    LogError,
+    ManifestError,
+    MissingBlobError,
+    StoreExistsError,
+    StoreMissingError,
+)
 from param_server.log_records import read_record
 from param_server.manifest import (
     MANIFEST_BYTES_MAX,
@@ -22,6 +31,7 @@ from param_server.manifest import (
     encode_manifest,
     without_places,
 )
+from param_server.opened import Opened, read_opened, write_opened
 from param_server.stores import Store
 from proto.tensor_blob import crc32c
 
@@ -29,7 +39,7 @@ _SEAL_BYTES = 9
 """A manifest object begins with the CRC32C of the rest in eight hex digits and a newline."""
 ORDINAL_DIGITS = 12
 MANIFESTS, SNAPSHOTS, CONTENT = "manifests/", "snapshots/", "content/"
-GENERATION, SHARDS = "generation", "shards"
+SHARDS = "shards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ class Recovered:
     """entries: oldest first, each loadable from the newest base at or before it."""
 
     entries: list[Entry]
-    fenced_generation: int
+    opened: Opened
     damage: list[str] = field(default_factory=list)
 
 
@@ -100,18 +110,6 @@ def create_manifest(store: Store, ordinal: int, manifest: Manifest) -> None:
         store.replace(name, sealed)
 
 
-def read_generation(store: Store, damage: list[str]) -> int:
-    """The generation that was opened last; 0: none was, or `damage` says why it is not known."""
-    try:
-        text = store.read(GENERATION, num_bytes=64)
-    except StoreMissingError:
-        return 0
-    if not text.rstrip(b"\n").isdigit() or len(text) > 20:
-        damage.append(f"object generation: expected a number, found {text[:40]!r}; the manifests decide")
-        return 0
-    return int(text)
-
-
 def made_for(store: Store) -> int:
     """How many shards share the log. Raises: StoreMissingError if there is no log, LogError."""
     found = store.read(SHARDS, num_bytes=64).rstrip(b"\n")
@@ -151,6 +149,28 @@ def read_blob_of(store: Store, version: Version, blob: BlobRef) -> tuple[bytes |
     return data, ""
 
 
+def read_named_blob(
+    store: Store, manifest: Manifest, name: str, *, still_there: Callable[[Version], bool]
+) -> bytes | memoryview:
+    """The bytes of one blob of a version, checked.
+
+    Args: still_there: whether the log has the version, asked anew when its blob cannot be read.
+    Raises: LogDamageError if it is not what was committed, MissingBlobError if the version has no such blob
+        or was dropped by retention meanwhile.
+    """
+    blob = next((one for one in manifest.blobs if one.name == name), None)
+    if blob is None:
+        raise MissingBlobError(f"version {manifest.version}: it has no blob '{name}'")
+    data, problem = read_blob_of(store, manifest.version, blob)
+    if data is not None:
+        return data
+    if not still_there(manifest.version):
+        raise MissingBlobError(f"version {manifest.version}: {problem}; it is not in the log (any more)")
+    raise LogDamageError(
+        f"version {manifest.version}: {problem}. Publish a full version: it needs none of those before."
+    )
+
+
 def recover(store: Store, *, repair: bool) -> Recovered:
     """Read a log and, with `repair`, leave in it exactly the versions that are returned.
 
@@ -159,7 +179,7 @@ def recover(store: Store, *, repair: bool) -> Recovered:
     Raises: LogError if the store cannot be read or written.
     """
     damage: list[str] = []
-    generation = read_generation(store, damage)
+    opened = read_opened(store, damage)
     found, unreadable = _read_all(store, MANIFESTS, damage)
     snapshots, bad_snapshots = _read_all(store, SNAPSHOTS, damage)
     checker = _Checker(store)
@@ -192,19 +212,19 @@ def recover(store: Store, *, repair: bool) -> Recovered:
             lost.append(ordinal)
     seen = [found[ordinal].version for ordinal in [*lost, *dropped] if ordinal in found]
     seen += [entry.manifest.version for entry in kept]
-    fenced = max([generation, *(version.generation for version in seen)])
+    opened = max([opened, *(Opened(version.generation) for version in seen)])
     if any(not kept or ordinal > kept[-1].ordinal for ordinal in lost):
         # A writer that went on with the old generation would use lost version numbers a second time.
-        fenced += 1
+        opened = Opened(opened.generation + 1)
         head = kept[-1].manifest.version if kept else None
-        damage.append(f"the head fell back to {head}; writers need a generation from {fenced} on")
+        damage.append(f"the head fell back to {head}; writers need a generation from {opened.generation} on")
         if repair:
-            store.replace(GENERATION, f"{fenced}\n".encode())
+            write_opened(store, opened)
     if repair:
         stray = set(snapshots) - {entry.ordinal for entry in kept if entry.snapshot is not None}
         _repair(store, kept, lost=lost, dropped=dropped, snapshots=sorted({*stray, *bad_snapshots}))
         _put_segments_aside(store, checker.bad_segments, kept)
-    return Recovered(entries=kept, fenced_generation=fenced, damage=damage)
+    return Recovered(entries=kept, opened=opened, damage=damage)
 
 
 def _is_there(store: Store, ordinal: int) -> bool:
@@ -222,7 +242,7 @@ def mirror(store: Store) -> Recovered:
     would only part the two. Nothing in the store changes. Raises: LogError if it cannot be read.
     """
     damage: list[str] = []
-    generation = read_generation(store, damage)
+    opened = read_opened(store, damage)
     found, _ = _read_all(store, MANIFESTS, damage)
     snapshots, _ = _read_all(store, SNAPSHOTS, damage)
     run: list[Entry] = []
@@ -234,8 +254,8 @@ def mirror(store: Store) -> Recovered:
         run.insert(0, Entry(position, manifest, snapshot if whole else None))
     while run and run[0].base is None:
         run.pop(0)
-    fenced = max([generation, *(manifest.version.generation for manifest in found.values())])
-    return Recovered(entries=run, fenced_generation=fenced, damage=damage)
+    opened = max([opened, *(Opened(manifest.version.generation) for manifest in found.values())])
+    return Recovered(entries=run, opened=opened, damage=damage)
 
 
 class _Checker:

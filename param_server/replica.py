@@ -20,10 +20,10 @@ from typing import Literal
 from param_server.errors import BadBlobError, GapError
 from param_server.manifest import Manifest, Version
 from param_server.receive import ReceivedVersion, receive_versions
+from param_server.row_blobs import read_packed
 from param_server.serving_config import ServingConfig
 from param_server.serving_model import ServingModel
 from param_server.serving_store import NotHeld, Prepared, ServingStore
-from param_server.version_rows import read_packed
 from proto import param_server_pb2
 from proto.row_segment import NotFiniteError
 
@@ -213,6 +213,7 @@ class Replica:
             self._gone.add(self._live.not_held)
             self._live, self._beside = store, None
         self.last_refusal = ""
+        self._reload = False
         self.applied.append((version, self._clock_ms()))
 
     def _store_for(self, manifest: Manifest, plan: Plan) -> ServingStore:

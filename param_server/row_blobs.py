@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from feature_eviction import owner_of
-from param_server.manifest import BlobRef, blob_ref
-from proto.row_segment import RowSegment, encode, split
+from param_server.errors import BadBlobError
+from param_server.manifest import BlobRef, Version, blob_ref
+from proto.row_segment import PackedSegment, RowSegment, decode_packed, encode, split
+from proto.tensor_blob import BlobError
 
 BLOB_BYTES_TARGET = 3 << 20
 
@@ -54,6 +56,28 @@ def encode_rows(
                 data,
             )
             number += 1
+
+
+def read_packed(version: Version, blob: BlobRef, data: bytes | memoryview) -> PackedSegment:
+    """Decode a rows blob and hold it against what the manifest says of it; rows stay in their format.
+
+    Raises: BadBlobError naming version and blob.
+    """
+    where = f"version {version}: blob '{blob.name}'"
+    try:
+        segment = decode_packed(data, where=where)
+    except BlobError as error:
+        raise BadBlobError(str(error)) from error
+    expected = (blob.table, blob.num_rows, blob.num_deletes)
+    found = (segment.table, len(segment), len(segment.deleted_ids_M))
+    if expected != found:
+        raise BadBlobError(f"{where}: expected (table, rows, deletes) {expected}, found {found}")
+    return segment
+
+
+def read_segment(version: Version, blob: BlobRef, data: bytes | memoryview) -> RowSegment:
+    """Like `read_packed`, with rows as float32."""
+    return read_packed(version, blob, data).unpacked()
 
 
 def _joined(segments: Iterable[RowSegment]) -> Iterator[RowSegment]:

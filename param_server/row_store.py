@@ -21,10 +21,9 @@ import numpy.typing as npt
 
 from feature_eviction.slot_map import SlotMap
 from param_server.errors import BadBlobError, GapError
-from param_server.manifest import BlobRef, Manifest, Version, check_applies
+from param_server.manifest import Manifest, Version, check_applies
 from param_server.memory_budget import lowest_scores, row_bytes, rows_over_budget
-from proto.row_segment import RowSegment, decode
-from proto.tensor_blob import BlobError
+from proto.row_segment import RowSegment
 
 CAPACITY_MIN = 1024
 COLUMNS: dict[str, type[Any]] = {
@@ -298,23 +297,6 @@ class RowStore:
             columns_N=columns_N,
             complete=complete,
         )
-
-
-def read_segment(version: Version, blob: BlobRef, data: bytes | memoryview) -> RowSegment:
-    """Decode a rows blob and hold it against what the manifest says of it.
-
-    Raises: BadBlobError naming version and blob.
-    """
-    where = f"version {version}: blob '{blob.name}'"
-    try:
-        segment = decode(data, where=where)
-    except BlobError as error:
-        raise BadBlobError(str(error)) from error
-    expected = (blob.table, blob.num_rows, blob.num_deletes)
-    found = (segment.table, len(segment), len(segment.deleted_ids_M))
-    if expected != found:
-        raise BadBlobError(f"{where}: expected (table, rows, deletes) {expected}, found {found}")
-    return segment
 
 
 def _joined_keys(segments: list[RowSegment], *, where: str) -> tuple[Keys, Keys]:

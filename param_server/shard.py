@@ -28,6 +28,7 @@ from param_server.errors import (
 )
 from param_server.failpoints import reach
 from param_server.manifest import BlobRef, Manifest, Version
+from param_server.opened import WRITER
 from param_server.rollback import plan_rollback
 from param_server.row_store import RowStore
 from param_server.shard_state import ShardState, VersionInfo, version_info
@@ -95,13 +96,17 @@ class Shard:
         else:
             self._take_rows()
 
-    def open_generation(self, at_least: int) -> tuple[int, Version | None]:
-        """Fence every older writer; returns the generation to write with and the newest version."""
+    def open_generation(self, at_least: int, *, writer: str = "") -> tuple[int, Version | None]:
+        """Fence every other writer; returns the generation to write with and the newest version."""
         if not 0 <= at_least < 2**62:
             raise LimitError(f"at_least must be below 2^62, found {at_least}")
+        if not WRITER.fullmatch(writer):
+            raise LimitError(
+                f"writer must be at most 64 characters of A-Z a-z 0-9 . _ -, found '{writer[:80]}'"
+            )
         with self._commit_mutex:
             self._settle()
-            return self.log.open_generation(at_least)
+            return self.log.open_generation(at_least, writer=writer)
 
     def publish(self, blobs: Iterable[ArrivedBlob]) -> Published:
         """Make blobs of a version to come durable, in three steps:
@@ -269,6 +274,7 @@ class Shard:
             return ShardState(
                 head=self.log.head,
                 fenced_generation=self.log.fenced_generation,
+                fenced_by=self.log.fenced_by,
                 num_versions=len(entries),
                 num_full=num_full,
                 num_delta=len(entries) - num_full,

@@ -49,7 +49,7 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
         self, request: param_server_pb2.OpenGenerationRequest, context: grpc.ServicerContext
     ) -> param_server_pb2.OpenGenerationReply:
         with errors_as_status(context):
-            generation, head = self._shard.open_generation(request.at_least)
+            generation, head = self._shard.open_generation(request.at_least, writer=request.writer)
         return param_server_pb2.OpenGenerationReply(generation=generation, head=to_message(head))
 
     def Publish(  # noqa: N802
@@ -174,6 +174,7 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
             num_subscribers=state.num_subscribers,
             subscribers=state.subscribers,
             fenced_generation=state.fenced_generation,
+            fenced_by=state.fenced_by,
             damage=state.damage,
             shard=state.shard,
             num_shards=state.num_shards,

@@ -14,6 +14,7 @@ class ShardState:
 
     head: Version | None
     fenced_generation: int
+    """Writers below it are over."""
     num_versions: int
     num_full: int
     num_delta: int
@@ -23,6 +24,8 @@ class ShardState:
     subscribers: tuple[str, ...]
     """The names of the replicas that follow."""
     damage: tuple[str, ...]
+    fenced_by: str = ""
+    """The name of the writer that opened the fenced generation; empty: none did."""
     shard: int = 0
     num_shards: int = 1
     num_snapshots: int = 0

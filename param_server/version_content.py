@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from param_server.manifest import BlobRef, Manifest
-from param_server.row_store import read_segment
+from param_server.row_blobs import read_segment
 from proto.row_segment import RowSegment
 
 ReadBlob = Callable[[Manifest, str], bytes | memoryview]

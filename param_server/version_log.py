@@ -1,7 +1,7 @@
 """The version log: a store in which a version either exists whole or not at all.
 
     shards                   how many share the log
-    generation               writers below this generation are fenced
+    generation               who may write: writers below this generation are fenced (opened.py)
     promoted                 the version of the stable channel, if there is one
     manifests/<ordinal>      CRC32C and the manifest; its creation is the commit
     segments/shard-<k>/<n>   records: the rows and dense blobs of versions (log_records.py)
@@ -26,10 +26,8 @@ import structlog
 from param_server.errors import (
     BadBlobError,
     GapError,
-    LogDamageError,
     LogError,
     ManifestError,
-    MissingBlobError,
     StoreMissingError,
 )
 from param_server.failpoints import reach
@@ -43,7 +41,6 @@ from param_server.log_order import (
 )
 from param_server.log_recovery import (
     CONTENT,
-    GENERATION,
     MANIFESTS,
     SNAPSHOTS,
     Entry,
@@ -54,9 +51,8 @@ from param_server.log_recovery import (
     named_segments,
     ordinal_name,
     ordinals_in,
-    read_blob_of,
-    read_generation,
     read_manifest,
+    read_named_blob,
     recover,
     seal_manifest,
 )
@@ -67,6 +63,7 @@ from param_server.manifest import (
     Version,
     without_places,
 )
+from param_server.opened import Opened, read_opened, write_opened
 from param_server.segment_log import SEGMENT_BYTES_MAX, SegmentLog
 from param_server.staging import Staging
 from param_server.stores import Store
@@ -103,7 +100,7 @@ class VersionLog:
         self._mutex = threading.RLock()
         check_num_shards(store, num_shards)
         recovered = recover(store, repair=True) if self.coordinates else mirror(store)
-        self._fenced_generation = recovered.fenced_generation
+        self._opened = recovered.opened
         self._promoted = read_promoted(store)
         self._view = LogView(recovered.entries)
         self._snapshot_segments: set[str] = set()
@@ -130,7 +127,13 @@ class VersionLog:
 
     @property
     def fenced_generation(self) -> int:
-        return self._fenced_generation
+        """Writers below it are over."""
+        return self._opened.generation
+
+    @property
+    def fenced_by(self) -> str:
+        """The name of the writer that opened it; empty: none did, or it gave none."""
+        return self._opened.writer
 
     @property
     def entries(self) -> list[Entry]:
@@ -144,7 +147,7 @@ class VersionLog:
         """Raises: MissingBlobError if there is no such version (any more)."""
         return self._view.entry(version).manifest
 
-    def open_generation(self, at_least: int) -> tuple[int, Version | None]:
+    def open_generation(self, at_least: int, *, writer: str = "") -> tuple[int, Version | None]:
         """A generation above `at_least` and above all that the log has seen; older writers are fenced.
 
         A shard that does not coordinate takes over the generation that the coordinator has opened.
@@ -152,14 +155,14 @@ class VersionLog:
         """
         with self._mutex:
             if self.coordinates:
-                generation = max(at_least, self._fenced_generation) + 1
-                self.store.replace(GENERATION, f"{generation}\n".encode())
+                opened = Opened(max(at_least, self.fenced_generation) + 1, writer)
+                write_opened(self.store, opened)
                 reach("generation_written")
             else:
-                generation = max(self._fenced_generation, read_generation(self.store, self.damage))
-            self._fenced_generation = generation
-            self._staging.forget(lambda version: version.generation < generation)
-            return generation, self.head
+                opened = max(self._opened, read_opened(self.store, self.damage))
+            self._opened = opened
+            self._staging.forget(lambda version: version.generation < opened.generation)
+            return opened.generation, self.head
 
     def stage(
         self, version: Version, *, kind: str, name: str, data: bytes, data_crc32c: int | None = None
@@ -178,7 +181,7 @@ class VersionLog:
             )
         found_crc32c = crc32c(data) if data_crc32c is None else data_crc32c
         with self._mutex:
-            check_generation(version, fenced_generation=self._fenced_generation)
+            check_generation(version, fenced_generation=self.fenced_generation)
             committed = self._view.get(version)
             if committed is not None:
                 check_same_blob(committed.manifest, name, num_bytes=len(data), crc32c=found_crc32c)
@@ -231,7 +234,7 @@ class VersionLog:
         """
         version = manifest.version
         with self._mutex:
-            check_generation(version, fenced_generation=self._fenced_generation)
+            check_generation(version, fenced_generation=self.fenced_generation)
             committed = self._view.get(version)
             if committed is None:
                 check_follows(manifest, head=self.head)
@@ -246,19 +249,12 @@ class VersionLog:
         Raises: LogDamageError if it is not what was committed, MissingBlobError if the version was
             dropped by retention meanwhile.
         """
-        blob = next((one for one in manifest.blobs if one.name == name), None)
-        if blob is None:
-            raise MissingBlobError(f"version {manifest.version}: it has no blob '{name}'")
-        data, problem = read_blob_of(self.store, manifest.version, blob)
-        if data is not None:
-            return data
+        return read_named_blob(self.store, manifest, name, still_there=self._still_has)
+
+    def _still_has(self, version: Version) -> bool:
         if not self.coordinates:
             self.refresh()
-        if self._view.get(manifest.version) is None:
-            raise MissingBlobError(f"version {manifest.version}: {problem}; it is not in the log (any more)")
-        raise LogDamageError(
-            f"version {manifest.version}: {problem}. Publish a full version: it needs none of those before."
-        )
+        return self._view.get(version) is not None
 
     def plan_after(self, held: Version | None) -> list[Manifest]:
         """What a reader that holds `held` loads, in order; empty: it has nothing to do (log_order.py)."""
@@ -321,7 +317,7 @@ class VersionLog:
                         f"{self.head}: the log has changed; start this shard again"
                     )
                 self._view.add(Entry(ordinal, manifest))
-                self._fenced_generation = max(self._fenced_generation, manifest.version.generation)
+                self._opened = max(self._opened, Opened(manifest.version.generation))
                 self._staging.forget(manifest.version.__ge__)
             news.append(manifest)
 

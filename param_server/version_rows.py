@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from feature_eviction.keys import class_of, owner_of
 from param_server.errors import BadBlobError
-from param_server.manifest import BlobRef, Version
 from param_server.serving_config import ServingConfig
 from proto.row_formats import RowFormat, pack_rows, unpack_rows
-from proto.row_segment import BlobError, PackedSegment, decode_packed
+from proto.row_segment import BlobError, PackedSegment
 
 Keys = npt.NDArray[np.int64]
 
@@ -44,23 +43,6 @@ class VersionRows:
             for name in ("keys_N", "rows_NW", "last_seen_s_N", "worth_N"):
                 setattr(self, name, getattr(self, name)[kept_N])
         return gone
-
-
-def read_packed(version: Version, blob: BlobRef, data: bytes) -> PackedSegment:
-    """Decode a rows blob and hold it against what the manifest says of it.
-
-    Raises: BadBlobError naming version and blob.
-    """
-    where = f"version {version}: blob '{blob.name}'"
-    try:
-        segment = decode_packed(data, where=where)
-    except BlobError as error:
-        raise BadBlobError(str(error)) from error
-    expected = (blob.table, blob.num_rows, blob.num_deletes)
-    found = (segment.table, len(segment), len(segment.deleted_ids_M))
-    if expected != found:
-        raise BadBlobError(f"{where}: expected (table, rows, deletes) {expected}, found {found}")
-    return segment
 
 
 def join_segments(

@@ -16,10 +16,12 @@ class Version(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class OpenGenerationRequest(_message.Message):
-    __slots__ = ("at_least",)
+    __slots__ = ("at_least", "writer")
     AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
     at_least: int
-    def __init__(self, at_least: _Optional[int] = ...) -> None: ...
+    writer: str
+    def __init__(self, at_least: _Optional[int] = ..., writer: _Optional[str] = ...) -> None: ...
 
 class OpenGenerationReply(_message.Message):
     __slots__ = ("generation", "head")
@@ -184,7 +186,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ShardStatus(_message.Message):
-    __slots__ = ("head", "num_versions", "num_full", "num_delta", "num_rows", "bytes_published", "num_subscribers", "fenced_generation", "damage", "subscribers", "shard", "num_shards", "num_snapshots", "memory_bytes", "num_left_out", "num_cut_off", "refused", "num_rows_refused")
+    __slots__ = ("head", "num_versions", "num_full", "num_delta", "num_rows", "bytes_published", "num_subscribers", "fenced_generation", "damage", "subscribers", "shard", "num_shards", "num_snapshots", "memory_bytes", "num_left_out", "num_cut_off", "refused", "num_rows_refused", "fenced_by")
     class RefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +212,7 @@ class ShardStatus(_message.Message):
     NUM_CUT_OFF_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     NUM_ROWS_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    FENCED_BY_FIELD_NUMBER: _ClassVar[int]
     head: Version
     num_versions: int
     num_full: int
@@ -228,7 +231,8 @@ class ShardStatus(_message.Message):
     num_cut_off: int
     refused: _containers.ScalarMap[str, int]
     num_rows_refused: int
-    def __init__(self, head: _Optional[_Union[Version, _Mapping]] = ..., num_versions: _Optional[int] = ..., num_full: _Optional[int] = ..., num_delta: _Optional[int] = ..., num_rows: _Optional[int] = ..., bytes_published: _Optional[int] = ..., num_subscribers: _Optional[int] = ..., fenced_generation: _Optional[int] = ..., damage: _Optional[_Iterable[str]] = ..., subscribers: _Optional[_Iterable[str]] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., num_snapshots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., num_left_out: _Optional[int] = ..., num_cut_off: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., num_rows_refused: _Optional[int] = ...) -> None: ...
+    fenced_by: str
+    def __init__(self, head: _Optional[_Union[Version, _Mapping]] = ..., num_versions: _Optional[int] = ..., num_full: _Optional[int] = ..., num_delta: _Optional[int] = ..., num_rows: _Optional[int] = ..., bytes_published: _Optional[int] = ..., num_subscribers: _Optional[int] = ..., fenced_generation: _Optional[int] = ..., damage: _Optional[_Iterable[str]] = ..., subscribers: _Optional[_Iterable[str]] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., num_snapshots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., num_left_out: _Optional[int] = ..., num_cut_off: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., num_rows_refused: _Optional[int] = ..., fenced_by: _Optional[str] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
     __slots__ = ("version", "ready", "age_ms", "num_rows", "num_predictions", "num_unknown_ids", "applied", "num_reloads", "num_refused_requests", "last_refusal", "pinned", "channel", "promoted", "num_row_bytes", "num_rows_over_budget", "num_rows_expired", "num_rows_other_shard", "num_moves_back", "num_rows_refused")

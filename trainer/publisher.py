@@ -129,20 +129,12 @@ class Publisher:
 
     def _reopen(self) -> None:
         """Rank 0, in the sender thread: a generation above all that was, unless a newer trainer is there."""
-        self._check_not_fenced()
+        self._client.check_not_fenced(self.generation)
         self.generation, self._head = self._client.open_generation(self.generation)
-
-    def _check_not_fenced(self) -> None:
-        fenced_generation = self._client.status()[0].fenced_generation
-        if fenced_generation > self.generation:
-            raise FencedError(
-                f"generation {self.generation} is fenced: a newer trainer opened generation "
-                f"{fenced_generation}; this one ends"
-            )
 
     def _roll_back(self, version: Version) -> None:
         """Rank 0, in the sender thread: serving gets an older version's content again, as a new version."""
-        self._check_not_fenced()
+        self._client.check_not_fenced(self.generation)
         made = self._client.rollback(version)
         log.warning("rolled back", to=str(version), by=str(made))
 

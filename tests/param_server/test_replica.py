@@ -367,6 +367,17 @@ def test_a_loop_survives_whatever_the_shard_sends_and_counts_reloads(kit, stream
     assert [version.sequence for version, _ in replica.applied] == [1, 2, 3]
 
 
+def test_a_reload_that_was_made_is_not_asked_for_again(kit, stream, replica):
+    """Also where the stream breaks off afterwards, as it does when the shard dies."""
+    keys = kit.all_keys()
+    full, delta = stream.version("full", keys[:9]), stream.version("delta", keys[:9])
+    plan = replica.plan()
+    replica.refuse(GapError("a version is missing"), plan)
+    assert replica.plan().held is None
+    replica.apply_all([*full, *delta], shared={}, plan=replica.plan())
+    assert replica.plan().held == Version(1, 2)
+
+
 @pytest.fixture
 def shard_of_streams():
     """A real gRPC server whose Subscribe answers with given parts, one list a call."""

@@ -19,6 +19,7 @@ from param_server.client import (
     ManifestError,
     MissingBlobError,
     ParamServerClient,
+    ParamServerClients,
     ParamServerError,
     UnavailableError,
     Version,
@@ -121,6 +122,19 @@ def test_a_fenced_writer_is_told_so_and_changes_nothing(kit, trainer, shard):
         with pytest.raises(FencedError, match="generation 2 has been opened"):
             attempt()
     assert trainer.client.status().head == head
+
+
+def test_a_writer_that_never_heard_of_its_generation_is_not_fenced_by_it(shard):
+    """The answer of the second call is lost; only what another writer opens ends this one."""
+    with ParamServerClients([shard.address], 30) as writer, ParamServerClients([shard.address], 30) as newer:
+        generation, _ = writer.open_generation(0)
+        writer.open_generation(generation)
+        writer.check_not_fenced(generation)
+        generation, _ = writer.open_generation(generation)
+        assert generation == 3
+        newer.open_generation(0)
+        with pytest.raises(FencedError, match="a newer trainer opened generation 4"):
+            writer.check_not_fenced(generation)
 
 
 def test_a_gap_is_refused_and_changes_nothing(kit, trainer):

@@ -21,7 +21,8 @@ from param_server.client import (
 )
 from param_server.failpoints import FAILPOINTS
 from param_server.receive import receive_versions
-from param_server.row_store import RowStore, read_segment
+from param_server.row_blobs import read_segment
+from param_server.row_store import RowStore
 from param_server.transport import open_channel
 from proto import param_server_pb2, param_server_pb2_grpc
 

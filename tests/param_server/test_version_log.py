@@ -372,6 +372,18 @@ def test_a_damaged_generation_file_never_lets_an_old_writer_in(tmp_path):
     assert log.open_generation(0)[0] > 1
 
 
+def test_a_generation_of_another_number_under_the_old_seal_is_damage(tmp_path):
+    log = fill(tmp_path, "F")
+    log.open_generation(0, writer="me")
+    log = reopen(log, tmp_path)
+    assert (log.fenced_generation, log.fenced_by) == (2, "me")
+    path = tmp_path / "generation"
+    path.write_bytes(path.read_bytes().replace(b"2 me", b"1 me"))
+    log = reopen(log, tmp_path)
+    assert any("object generation: torn or rotten" in line for line in log.damage)
+    assert (log.fenced_generation, log.fenced_by) == (1, "")
+
+
 def test_one_process_at_a_time_has_the_log_open(tmp_path):
     log = open_log(tmp_path)
     with pytest.raises(LogError, match="another process"):

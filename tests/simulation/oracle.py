@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from feature_eviction import owner_of
 from param_server.errors import ManifestError
-from param_server.log_recovery import GENERATION, MANIFESTS
+from param_server.log_recovery import MANIFESTS
 from param_server.manifest import Manifest, Version, decode_manifest, without_places
+from param_server.opened import GENERATION
 from param_server.replica import Replica
 from param_server.shard import Shard
 from tests.simulation.disk import SimulatedDisk
@@ -100,7 +101,7 @@ class Oracle:
 
     def _on_change(self, name: str, data: bytes, durable: bool) -> None:
         if name == GENERATION and durable:
-            self._opened = max(self._opened, int(data))
+            self._opened = max(self._opened, int(data.split()[1]))
         elif name.startswith(MANIFESTS):
             self._committed(decode_manifest(data[9:], where=name))
 

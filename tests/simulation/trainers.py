@@ -185,14 +185,16 @@ class TrainerProcess(Process):
         """A generation above all that was, unless a newer trainer is there."""
         if not first:
             state = yield from self._call(self._shards[0], lambda shard: shard.status(), what="status")
-            if state.fenced_generation > self._generation:
+            if state.fenced_generation > self._generation and state.fenced_by != self.name:
                 raise FencedError(f"generation {state.fenced_generation} has been opened")
         at_least = self._generation
-        generation, head = yield from self._call(
-            self._shards[0], lambda shard: shard.open_generation(at_least), what="open"
-        )
+
+        def open_at(shard: Shard) -> tuple[int, Version | None]:
+            return shard.open_generation(at_least, writer=self.name)
+
+        generation, head = yield from self._call(self._shards[0], open_at, what="open")
         for server in self._shards[1:]:
-            yield from self._call(server, lambda shard: shard.open_generation(at_least), what="open")
+            yield from self._call(server, open_at, what="open")
         self._generation, self._head = generation, head
         self._must_reopen, self._generation_is_open = False, True
         self.kernel.note(f"{self.name} writes generation {generation} after {head}")
