@@ -139,13 +139,19 @@ def test_all_of_the_recorded_feedback_streams_through_the_path(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_strict_order_takes_the_whole_path(tmp_path: Path) -> None:
-    """The producer deals its records to all partitions in turn, so every batch finds its shares."""
+def test_strict_order_and_two_shards_take_the_whole_path(tmp_path: Path) -> None:
+    """The producer deals its records to all partitions in turn, so every batch finds its shares; the rows of
+    every version lie with the shard that owns their ids."""
+    path = tmp_path / "config.toml"
+    path.write_text(printed_config().replace("num_shards = 1\n", "num_shards = 2\n"))
+    assert "num_shards = 2\n" in path.read_text()
     out = tmp_path / "run"
-    done = run("--order", "strict", "--impressions", "9000", "--out", str(out))
+    done = run("--config", str(path), "--order", "strict", "--impressions", "9000", "--out", str(out))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     check_summary(out, impressions=9000, domains={"discovery", "featured_video", "slide"})
     assert 'order = "strict"' in (out / "config.toml").read_text()
+    segments = [list((out / "version-log" / "segments" / f"shard-{number}").iterdir()) for number in range(2)]
+    assert all(segments), segments
 
 
 @pytest.mark.slow
