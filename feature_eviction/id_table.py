@@ -38,7 +38,7 @@ from feature_eviction.leaving import NUM_EVICTED, NUM_NEW, Changes, Step, set_al
 from feature_eviction.mapping import Sightings, delete_rows, first_bad_sighting, map_sightings
 from feature_eviction.policy import TablePolicy
 from feature_eviction.restoring import RowColumns, insert_best_rows
-from feature_eviction.row_cells import cells_of_slots, lookup_rows
+from feature_eviction.row_cells import lookup_rows, rows_of_slots
 from feature_eviction.user_score import Score, resolve_score
 
 NOW_S_MAX = 2**32 - 1
@@ -197,18 +197,18 @@ class IdTable:
             if slots_N is None
             else as_keys(slots_N, name="slots_N").copy()
         )
-        cells_N = np.empty(len(slots_N), np.int64)
-        bad = int(cells_of_slots(self._table.cells_C, self._table.homes_S, slots_N, cells_N))
+        rows = TableRows(
+            keys_N=np.empty(len(slots_N), np.int64),
+            slots_N=slots_N,
+            scores_N=np.empty(len(slots_N), np.float32),
+            last_seen_s_N=np.empty(len(slots_N), np.int64),
+            updates_N=np.empty(len(slots_N), np.uint32),
+        )
+        columns = (rows.keys_N, rows.scores_N, rows.last_seen_s_N, rows.updates_N)
+        bad = int(rows_of_slots(self._table.cells_C, self._table.homes_S, slots_N, *columns))
         if bad >= 0:
             raise ValueError(f"rows: only slots that hold a row have one, found slot {slots_N[bad]}")
-        rows_N = self._table.cells_C[cells_N]
-        return TableRows(
-            keys_N=rows_N["key"].copy(),
-            slots_N=slots_N,
-            scores_N=rows_N["score"].copy(),
-            last_seen_s_N=rows_N["last_seen_s"].astype(np.int64),
-            updates_N=rows_N["updates"].copy(),
-        )
+        return rows
 
     def why(self, key: int) -> Why:
         """Is the key held, with which score, and why did it leave last?

@@ -110,11 +110,30 @@ def lookup_rows(cells_C: Any, keys_N: Any, slots_N: Any) -> None:
 
 
 @kernel
-def cells_of_slots(cells_C: Any, homes_S: Any, slots_N: Any, cells_N: Any) -> Any:
-    """The cell of each slot; the first position whose slot is out of range or holds no row, else -1."""
-    for i in range(len(slots_N)):
-        slot = slots_N[i]
-        if slot < 0 or slot >= len(homes_S) or homes_S[slot] < 0:
-            return i
-        cells_N[i] = find_slot(cells_C, homes_S[slot], slot)
+def rows_of_slots(
+    cells_C: Any,
+    homes_S: Any,
+    slots_N: Any,
+    keys_N: Any,
+    scores_N: Any,
+    last_seen_s_N: Any,
+    updates_N: Any,
+) -> Any:
+    """What the cell of each slot holds, into columns; by blocks, so that cache misses overlap.
+
+    Returns: the first position whose slot is out of range or holds no row, else -1.
+    """
+    for start in range(0, len(slots_N), PREFETCH_BLOCK):
+        stop = min(start + PREFETCH_BLOCK, len(slots_N))
+        for i in range(start, stop):
+            slot = slots_N[i]
+            if slot < 0 or slot >= len(homes_S) or homes_S[slot] < 0:
+                return i
+            prefetch(cells_C, homes_S[slot])
+        for i in range(start, stop):
+            row = cells_C[find_slot(cells_C, homes_S[slots_N[i]], slots_N[i])]
+            keys_N[i] = row.key
+            scores_N[i] = row.score
+            last_seen_s_N[i] = row.last_seen_s
+            updates_N[i] = row.updates
     return -1
