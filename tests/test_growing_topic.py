@@ -28,6 +28,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], lo
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(290)
 def test_partitions_added_under_two_ranks_are_trained_to_their_last_impression(
     kafka_broker: Any, tmp_path: Path

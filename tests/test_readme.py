@@ -68,6 +68,7 @@ def trained(tmp_path: Path) -> int:
     return int(json.loads(status.read_text())["impressions_trained"]) if status.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_commands_by_hand_run_as_written(
     start: Callable[[str], subprocess.Popen[str]], tmp_path: Path, free_port: Callable[[], int]

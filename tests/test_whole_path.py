@@ -80,6 +80,7 @@ def test_impressions_become_served_predictions(tmp_path: Path) -> None:
     assert summary["best_possible_auc"]["slide"]["click"] > 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_whole_path_on_real_kafka_goes_on_in_a_second_run(kafka_broker: Any, tmp_path: Path) -> None:
     """Two runs on one broker: the second resumes the first one's checkpoint and topic."""
@@ -94,6 +95,7 @@ def test_whole_path_on_real_kafka_goes_on_in_a_second_run(kafka_broker: Any, tmp
     assert second["generation"] > first["generation"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_real_feedback_streams_through_the_path(tmp_path: Path) -> None:
     directory = os.environ.get("KUAIRAND_DIR")

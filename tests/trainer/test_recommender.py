@@ -210,6 +210,7 @@ def test_bfloat16_learns_otherwise_and_predicts_in_float32(
     np.testing.assert_array_equal(reduced.predict(second), full.predict(second))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_training_is_the_same_training(
     ranks: Ranks, make_config: MakeConfig, make_batches: MakeBatches

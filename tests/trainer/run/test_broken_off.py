@@ -23,6 +23,7 @@ def trained(out: Path) -> int:
     return int(json.loads(status.read_text())["impressions_trained"]) if status.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["shard", "broker"])
 @pytest.mark.timeout(240)
 def test_killed_service_ends_the_run_within_seconds_and_the_state_is_saved(
