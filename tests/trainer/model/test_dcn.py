@@ -16,7 +16,8 @@ def test_dcn_equals_its_equations(cross_layers: int) -> None:
         x = built.e
         for layer in range(cross_layers):
             # (3), one impression at a time: x_0 x_l^T w_l is a matrix times a vector
-            weight, bias = w["cross.weight_LTE1"][layer, task, :, 0], w["cross.bias_LT1E"][layer, task, 0]
+            weight = w[f"cross.layers.{layer}.weight_TE1"][task, :, 0]
+            bias = w[f"cross.layers.{layer}.bias_T1E"][task, 0]
             crossed = [np.outer(x0, xl) @ weight + bias + xl for x0, xl in zip(built.e, x, strict=True)]
             x = np.stack(crossed)
         # (4) and (5)

@@ -171,7 +171,8 @@ def test_the_exported_program_answers_as_the_model(name: str) -> None:
             expected = torch.sigmoid(model(embedding_BE, None)).numpy()
         found = session.run([OUTPUT_NAME], {INPUT_NAME: embedding_BE.numpy()})[0]
         assert found.shape == (batch, NUM_TASKS)
-        np.testing.assert_allclose(found, expected, atol=2e-6)
+        # DCNv2's crosses are products of products, whose rounding the two libraries do in another order.
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(MULTI_DOMAIN))
