@@ -18,6 +18,7 @@ from trainer.config import Config
 from trainer.ledger import Ledger
 from trainer.loop import LoopPaths, StopSwitch, TrainingLoop
 from trainer.metrics import QualityWindow
+from trainer.model import check_can_be_served
 from trainer.program_cache import PROGRAM_FILE
 from trainer.publisher import Publisher
 from trainer.publishing import Publishing, quality_gate
@@ -85,6 +86,8 @@ def _train(
     on: ExitStack,
 ) -> None:
     recommender = Recommender(config, ranks=ranks)
+    if client is not None:
+        check_can_be_served(recommender.dense, name=config.model.name)
     window = QualityWindow(
         domains=config.schema.domains,
         tasks=config.schema.task_names,
