@@ -20,6 +20,7 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, r
 from torchrec.distributed.types import ShardingPlan
 
 from trainer.config.config import OptimizerConfig
+from trainer.config.optimizers import NOT_SAVED
 from trainer.errors import ConfigError
 from trainer.model.layout import FeatureLayout
 from trainer.row_adam import ROW_BYTES_PER_VALUE, RowAdam, step_rows
@@ -39,10 +40,9 @@ class LocalRows:
 
         Raises: ConfigError if the optimizer keeps something else.
         """
-        (state, *more) = self.states
-        if more:
-            raise ConfigError(NO_ADAM_IN_CHECKPOINTS)
-        return state
+        if len(self.states) != 1:
+            raise ConfigError(NOT_SAVED)
+        return self.states[0]
 
     def forget(self, slots_M: Tensor) -> None:
         """These rows have a new owner, for whom the optimizer has seen nothing yet."""
@@ -52,13 +52,6 @@ class LocalRows:
     @property
     def num_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.rows_CD, *self.states))
-
-
-NO_ADAM_IN_CHECKPOINTS = (
-    "optimizer.embedding = 'adam' cannot be saved: checkpoints and versions hold one number of optimizer state "
-    "a row, and Adam has two for each of its values. It is for comparisons; train a stream with "
-    "optimizer.embedding = 'adagrad'"
-)
 
 
 def state_bytes(optimizer: OptimizerConfig, *, dim: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from trainer.config.config import OptimizerConfig
+from trainer.config.config import Config, OptimizerConfig
 from trainer.errors import ConfigError
 
 OPTIMIZERS: dict[str, OptimizerConfig] = {
@@ -18,11 +18,23 @@ OPTIMIZERS: dict[str, OptimizerConfig] = {
     "adam": OptimizerConfig(embedding="adam"),
 }
 
+NOT_SAVED = (
+    "optimizer.embedding = 'adam' is for comparisons and cannot be saved: a checkpoint holds one number of "
+    "optimizer state a row, and Adam keeps two for each of the row's values. Train a stream with "
+    "optimizer.embedding = 'adagrad'"
+)
+
+
+def check_can_be_saved(config: Config) -> None:
+    """Raises: ConfigError if checkpoints do not hold the state of its optimizer."""
+    if config.optimizer.embedding == "adam":
+        raise ConfigError(NOT_SAVED)
+
 
 def optimizer(name: str) -> OptimizerConfig:
     """Raises: ConfigError with the closest names."""
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
     close = difflib.get_close_matches(name, OPTIMIZERS, cutoff=0.5)
-    meant = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise ConfigError(f"unknown optimizer '{name}'{meant} There are: {', '.join(sorted(OPTIMIZERS))}")
+    meant = f" (the closest: {', '.join(close)})" if close else ""
+    raise ConfigError(f"unknown optimizer '{name}'{meant}; there are: {', '.join(OPTIMIZERS)}")
