@@ -1,7 +1,7 @@
 """Whether a step may be applied: its loss, its logits and all gradients are finite, on every rank.
 
-One number says it, since a sum or a norm over something that is not finite is not finite either. It travels in the message
-that adds up the dense gradients, so the ranks agree without asking each other again.
+One number says it, since a sum or a norm over something that is not finite is not finite either. It travels
+in the message that adds up the dense gradients, so the ranks agree without asking each other again.
 Shapes: B rows, T tasks, E embedding width.
 """
 
@@ -17,7 +17,8 @@ def own_health(loss: Tensor, *, logits_BT: Tensor, gradient_BE: Tensor) -> Tenso
     A gradient is judged by its norm, as optimizers square it: 1e20 counts as not finite, since AdaGrad and
     Adam would remember it as infinity.
     """
-    return (loss.detach() + logits_BT.detach().sum() + gradient_BE.norm()).reshape(1)
+    health: Tensor = loss.detach() + logits_BT.detach().sum() + gradient_BE.norm()
+    return health.reshape(1)
 
 
 def dense_norm(parameters: list[nn.Parameter]) -> Tensor:

@@ -29,7 +29,7 @@ from trainer.metrics import QualityWindow
 from trainer.publishing import Moment, Publishing
 from trainer.recommender import MappedBatch, Recommender
 from trainer.run.status import RunState, write_status
-from trainer.skipped import REASON, SkippedBatches
+from trainer.skipped import SkippedBatches
 from trainer.source_opening import OpenSource, open_alike
 from trainer.status_report import StatusReporter, sum_by_key
 from trainer.stop_report import report_stop
@@ -268,7 +268,13 @@ class TrainingLoop:
         learned = self.recommender.learn(mapped, dense_rate_share=self.warm_up.share(progress.step))
         progress.step += 1
         if learned.not_finite:
-            self._skip(fetched, not_finite=learned.not_finite)
+            self._skipped.skip(
+                fetched.batch,
+                source=self.source,
+                progress=progress,
+                num_impressions=agreed.num_impressions,
+                not_finite=learned.not_finite,
+            )
             return
         self._skipped.learned(agreed.num_impressions)
         self.window.add(
@@ -286,17 +292,6 @@ class TrainingLoop:
             self.publishing.trained(impressions.produced_ms_N, now_ms=now_ms())
         self._recent.add(impressions)
         reach("after_step")
-
-    def _skip(self, fetched: Fetched, *, not_finite: str) -> None:
-        counted = {REASON: len(fetched.batch.impressions)} if len(fetched.batch.impressions) else {}
-        self.progress.dead_letters = sum_by_key([self.progress.dead_letters, counted])
-        self._skipped.skip(
-            fetched.batch,
-            source=self.source,
-            num_impressions=fetched.agreed.num_impressions,
-            step=self.progress.step,
-            not_finite=not_finite,
-        )
 
     def _housekeeping(self, agreed: Agreement) -> None:
         """What is due between two steps; every rank comes here with the same agreement."""

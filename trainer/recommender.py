@@ -32,7 +32,7 @@ from trainer.failpoints import reach
 from trainer.features import KeyMaker, TableKeys
 from trainer.finite import dense_norm, own_health, what_is_not_finite
 from trainer.id_routing import IdRouter
-from trainer.model import PEPNet, multi_task_loss
+from trainer.model import build_model, multi_task_loss, uses_domain
 from trainer.model.compiled import Forward, compile_dense
 from trainer.model.layout import FeatureLayout
 from trainer.row_init import first_rows
@@ -106,7 +106,12 @@ class Recommender:
         self.keys = KeyMaker(config.schema)
         self.batch_rows = max(1, config.train.batch_size // ranks.world_size)
         """Rows of a rank's batch where nobody says otherwise."""
-        self.dense = PEPNet(self.layout, num_tasks=len(config.schema.tasks), config=config.model)
+        self.dense = build_model(
+            self.layout,
+            num_tasks=len(config.schema.tasks),
+            num_domains=len(config.schema.domains),
+            config=config.model,
+        )
         self.dense.to(self._device)
         # One fused pass over all parameters instead of a dozen small ones over each.
         self.dense_optimizer = torch.optim.Adam(
@@ -219,45 +224,61 @@ class Recommender:
         # The tables' optimizer is part of their backward. So the graph is cut here: everything is judged
         # before anything is applied.
         embedding_BE = pooled_BE.detach().requires_grad_()
-        logits_BT = self._logits(embedding_BE)
+        domain_B = self._domain(batch.impressions, num_rows=batch.num_rows)
+        logits_BT = self._logits(embedding_BE, domain_B)
         labels_BT, known_BT = self._labels(batch.impressions, num_rows=batch.num_rows)
-        loss = multi_task_loss(logits_BT, labels_BT=labels_BT, known_BT=known_BT, weight_T=self._weight_T())
+        loss = multi_task_loss(
+            logits_BT, labels_BT=labels_BT, known_BT=known_BT, weight_T=self._task_weights()
+        )
         self.dense_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         gradient_BE = embedding_BE.grad
         assert gradient_BE is not None
         parameters = list(self.dense.parameters())
-        also_F = own_health(loss, logits_BT=logits_BT, gradient_BE=gradient_BE)
-        if self.task_rates is not None:
-            also_F = torch.cat([also_F, (labels_BT * known_BT).sum(0), known_BT.sum(0)])
-        also_F = self._ranks.sum_gradients(parameters, also_F=also_F)
+        health = own_health(loss, logits_BT=logits_BT, gradient_BE=gradient_BE)
+        counts_2T = [(labels_BT * known_BT).sum(0), known_BT.sum(0)] if self.task_rates is not None else []
+        sums_F = self._ranks.sum_gradients(parameters, also_F=torch.cat([health, *counts_2T]))
         not_finite = ""
-        if torch.isfinite(also_F[0] + dense_norm(parameters)):
-            touched = {table.shard.config.name: table.owned.slots_N for table in batch.tables}
-            self.embeddings.apply(pooled_BE, gradient_BE=gradient_BE, touched=touched)
-            reach("after_backward")
-            for group in self.dense_optimizer.param_groups:
-                group["lr"] = self._config.optimizer.dense_learning_rate * dense_rate_share
-            self.dense_optimizer.step()
+        if torch.isfinite(sums_F[0] + dense_norm(parameters)):
+            self._apply(batch, pooled_BE, gradient_BE=gradient_BE, dense_rate_share=dense_rate_share)
             if self.task_rates is not None:
-                self.task_rates.add(*also_F[1:].cpu().double().numpy().reshape(2, -1))
+                self.task_rates.add(*sums_F[1:].cpu().double().numpy().reshape(2, -1))
         else:
             not_finite = what_is_not_finite(loss, logits_BT=logits_BT, gradient_BE=gradient_BE)
         probabilities_BT = torch.sigmoid(logits_BT.detach()).cpu().numpy()
         return Learned(probabilities_BT[: len(batch.impressions)], not_finite)
 
-    def _weight_T(self) -> Tensor:
-        """What each task's loss counts in this step."""
+    def _apply(
+        self, batch: MappedBatch, pooled_BE: Tensor, *, gradient_BE: Tensor, dense_rate_share: float
+    ) -> None:
+        """Update the rows, then the dense model, whose gradients are there."""
+        touched = {table.shard.config.name: table.owned.slots_N for table in batch.tables}
+        self.embeddings.apply(pooled_BE, gradient_BE=gradient_BE, touched=touched)
+        reach("after_backward")
+        for group in self.dense_optimizer.param_groups:
+            group["lr"] = self._config.optimizer.dense_learning_rate * dense_rate_share
+        self.dense_optimizer.step()
+
+    def _task_weights(self) -> Tensor:
+        """What each task's loss counts in this step, [T]."""
         if self.task_rates is None:
             return self._loss_weight_T
-        scale_T = torch.from_numpy(self.task_rates.scale_T).to(self._loss_weight_T)
+        scale_T = torch.from_numpy(self.task_rates.scales()).to(self._loss_weight_T)
         return self._loss_weight_T * scale_T
 
-    def _logits(self, embedding_BE: Tensor) -> Tensor:
+    def _domain(self, impressions: Impressions, *, num_rows: int) -> Tensor | None:
+        """The domain's index, 0 in the padding; None for a model that does not ask for it."""
+        if not uses_domain(self.dense):
+            return None
+        domain_B = torch.zeros(num_rows, dtype=torch.int64)
+        domain_B[: len(impressions)] = torch.from_numpy(impressions.domain_N.astype(np.int64))
+        return domain_B.to(self._device)
+
+    def _logits(self, embedding_BE: Tensor, domain_B: Tensor | None) -> Tensor:
         """The dense model as training runs it: products in train.precision, weights and logits in float32."""
         reduced = self._precision == torch.bfloat16
         with torch.autocast(self._device.type, torch.bfloat16, enabled=reduced):
-            logits_BT = self._learn(embedding_BE)
+            logits_BT = self._learn(embedding_BE, domain_B)
         return logits_BT.float()
 
     def _apply_map(self, table: MappedTable) -> None:
@@ -295,7 +316,8 @@ class Recommender:
             np.concatenate([slots_L for slots_L, _ in parts]),
             np.concatenate([lengths_FB for _, lengths_FB in parts]),
         )
-        probabilities_BT: Tensor = torch.sigmoid(self.dense(embedding_BE))
+        domain_B = self._domain(impressions, num_rows=self.batch_rows)
+        probabilities_BT: Tensor = torch.sigmoid(self.dense(embedding_BE, domain_B))
         return probabilities_BT.cpu().numpy()[: len(impressions)]
 
     def _present(self, table: TableKeys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:

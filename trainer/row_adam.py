@@ -51,9 +51,7 @@ class RowAdam:
         self._rows_CD.index_copy_(0, slots_U, rows_UD)
 
 
-def step_rows(
-    backward: Callable[[], None], *, adams: dict[str, RowAdam], touched: dict[str, Tensor]
-) -> None:
+def step_rows(backward: Callable[[], None], *, adams: dict[str, RowAdam], touched: dict[str, Tensor]) -> None:
     """Run the tables' backward, whose fused optimizer is SGD with rate 1, as a step of Adam.
 
     Args: touched: table → the distinct local rows [U] that this backward reaches.

@@ -1,4 +1,4 @@
-"""Open a rank's source so that all ranks see the same topic: their shares follow from its number of partitions."""
+"""Open a rank's source so that all ranks see one topic: their shares follow from its number of partitions."""
 
 from __future__ import annotations
 

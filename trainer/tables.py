@@ -35,7 +35,7 @@ class LocalRows:
     """What the optimizer keeps of each row: `state_C`, or Adam's two moments [C, D]."""
 
     @property
-    def state_C(self) -> Tensor:
+    def state_C(self) -> Tensor:  # noqa: N802 (a shape suffix)
         """Row-wise AdaGrad: the mean of squared gradients, summed over steps.
 
         Raises: ConfigError if the optimizer keeps something else.

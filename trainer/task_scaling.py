@@ -33,10 +33,12 @@ class TaskRates:
         self._positives_T = self._positives_T * kept_T + positives_T
         self._known_T = self._known_T * kept_T + known_T
 
-    @property
-    def scale_T(self) -> npt.NDArray[np.float64]:
-        """1 / rate. One positive and one negative are added (Laplace's rule): a task that has had n labels and
-        no positive yet gets n + 2 and not infinity, one without labels 2."""
+    def scales(self) -> npt.NDArray[np.float64]:
+        """1 / rate of each task, [T].
+
+        One positive and one negative are added (Laplace's rule): a task that has had n labels and no positive
+        yet gets n + 2 and not infinity, one without labels 2.
+        """
         return (self._known_T + 2.0) / (self._positives_T + 1.0)
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:

@@ -43,8 +43,10 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
-    """PEPNet's sizes and named options (arXiv 2302.01115)."""
+    """Which dense model, its sizes and its named options; PEPNet's are the paper's (arXiv 2302.01115)."""
 
+    name: str = "pepnet"
+    """A name of trainer/model/registry.py, or `module:Class` of a model of your own."""
     tower_widths: tuple[int, ...] = (100, 64)
     gate_hidden: int = 64
     gate_gamma: float = 2.0
@@ -68,7 +70,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
 
 class OptimizerConfig(Section, frozen=True, kw_only=True):
-    """Row-wise AdaGrad for embeddings, Adam for the dense part; pairs by name in trainer/config/optimizers.py."""
+    """Row-wise AdaGrad for embeddings, Adam for the dense part; by name: trainer/config/optimizers.py."""
 
     embedding: Literal["adagrad", "adam"] = "adagrad"
     """adagrad: row-wise, 4 bytes a row. adam: 8 bytes a value, for comparisons alone: `train` and `run`

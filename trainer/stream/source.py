@@ -258,8 +258,10 @@ class KafkaSource:
         with self._shared.changed:
             self._shared.stopping = True
             self._shared.changed.notify_all()
-        self._letters.close()
-        self._thread.join(timeout=REQUEST_TIMEOUT_S)
+        try:
+            self._letters.close()
+        finally:
+            self._thread.join(timeout=REQUEST_TIMEOUT_S)
 
 
 def _place(
