@@ -39,7 +39,7 @@ def test_a_model_that_is_resumed_long_after_its_start(when: When, expected: list
 
 
 def test_a_kill_in_the_middle_of_the_start_changes_nothing_and_in_both_begins_anew() -> None:
-    assert shares("start", resumed_at=2, first=2) == RISING[2:] + [1.0, 1.0]
+    assert shares("start", resumed_at=2, first=2) == [*RISING[2:], 1.0, 1.0]
     assert shares("both", resumed_at=2, first=2) == RISING
 
 

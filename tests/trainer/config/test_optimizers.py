@@ -45,9 +45,7 @@ def test_a_printed_configuration_has_the_named_pair(tmp_path: Path, name: str) -
 
 def test_a_stream_is_not_trained_with_an_optimizer_that_checkpoints_do_not_hold(tmp_path: Path) -> None:
     config = replace(preset("quickstart"), optimizer=optimizer("adam"))
-    with pytest.raises(
-        ConfigError, match="train a stream with optimizer.embedding = 'adagrad'|Train a stream"
-    ):
+    with pytest.raises(ConfigError, match="Train a stream with"):
         resolve_config(config, RunOptions(out_dir=tmp_path))
     path = tmp_path / "config.toml"
     kafka = replace(config.kafka, bootstrap_servers="127.0.0.1:9")
