@@ -16,6 +16,7 @@ from feature_eviction import FeatureEvictionError
 from param_server.client import ClientSecurity, ParamServerError
 from trainer.checkpoint_commands import add_commands
 from trainer.config import Config, load_config, preset, to_toml
+from trainer.config.optimizers import optimizer
 from trainer.errors import ConfigError, FreshetError
 from trainer.failpoints import arm_from_environment
 from trainer.stream.broker import security_from_environment
@@ -84,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
 
     config = commands.add_parser("config", help="print a preset as TOML")
     config.add_argument("--preset", default="quickstart")
+    config.add_argument(
+        "--optimizer", help="a pair of optimizers by name: online (default), production, adam"
+    )
     config.set_defaults(command=_config)
 
     add_commands(commands)
@@ -279,7 +283,10 @@ def _broker(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    sys.stdout.write(to_toml(preset(options.preset)))
+    config = preset(options.preset)
+    if options.optimizer is not None:
+        config = replace(config, optimizer=optimizer(options.optimizer))
+    sys.stdout.write(to_toml(config))
     return 0
 
 
