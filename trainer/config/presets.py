@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from param_server.client import RulesConfig
 from trainer.config.config import (
     Config,
@@ -63,6 +65,40 @@ def quickstart() -> Config:
     )
 
 
+def seesaw() -> Config:
+    """Where models are compared: tasks and domains of the synthetic stream conflict (docs/data.md).
+
+    Populations are small beside the stream, so that half a million impressions show users and items as often
+    as Table 1's do; the table holds every id.
+    """
+    base = quickstart()
+    return replace(
+        base,
+        preset="seesaw",
+        impressions=500_000,
+        tables=(replace(base.tables[0], bytes_limit=64 << 20),),
+        produce=replace(base.produce, scale=0.005, domain_conflict=0.4, task_conflict=0.6),
+    )
+
+
+def one_domain() -> Config:
+    """Where PEPNet should not win: one domain, and nothing in a person that plain features do not say.
+
+    All users of a group are alike, and what a user and an item add to a logit does not depend on each other.
+    """
+    base = quickstart()
+    return replace(
+        base,
+        preset="one_domain",
+        impressions=500_000,
+        schema=replace(base.schema, domains=("featured_video",)),
+        tables=(replace(base.tables[0], bytes_limit=64 << 20),),
+        produce=replace(
+            base.produce, scale=0.005, taste_scale=0.0, group_taste_share=1.0, group_effect_share=1.0
+        ),
+    )
+
+
 def kuairand() -> Config:
     """Published KuaiRand files and the trimmed trace: tabs as domains, behaviour columns as tasks."""
     dim = 16
@@ -105,7 +141,12 @@ def kuairand() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"quickstart": quickstart, "kuairand": kuairand}
+PRESETS: dict[str, Callable[[], Config]] = {
+    "quickstart": quickstart,
+    "seesaw": seesaw,
+    "one_domain": one_domain,
+    "kuairand": kuairand,
+}
 
 
 def preset(name: str) -> Config:
