@@ -355,3 +355,9 @@ def _check_schema(schema: SchemaConfig) -> None:
             raise ConfigError(
                 f"schema: the synthetic stream has no {what} {', '.join(unknown)}; it has {', '.join(known)}"
             )
+    for task in schema.tasks:
+        if task.label != "recorded":
+            raise ConfigError(
+                f"schema: task '{task.name}': label '{task.label}' is made of watch time; the synthetic "
+                f"stream draws its labels and has none, so label must be 'recorded'"
+            )

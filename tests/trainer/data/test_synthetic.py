@@ -201,3 +201,10 @@ def test_quickstarts_stream_is_bit_for_bit_what_it_has_been(seed, digest):
     for name in parts[0].dense:
         found.update(np.concatenate([part.dense[name] for part in parts]).tobytes())
     assert found.hexdigest() == digest
+
+
+def test_labels_made_of_watch_time_are_refused_where_there_is_none():
+    base = preset("quickstart").schema
+    tasks = (*base.tasks[:-1], TaskConfig(name="effective_view", label="effective_view"))
+    with pytest.raises(ConfigError, match="'effective_view' is made of watch time"):
+        SyntheticStream(_config(schema=msgspec.structs.replace(base, tasks=tasks)))
