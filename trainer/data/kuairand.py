@@ -11,7 +11,7 @@ Shapes: N rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,16 @@ import numpy.typing as npt
 from trainer.config.schema import SchemaConfig
 from trainer.data import kuairand_labels
 from trainer.data.csv_columns import BLOCK_LINES, Columns, header, number_blocks, require
-from trainer.data.kuairand_features import UserTable, VideoTable, no_users, no_videos, read_users, read_videos
+from trainer.data.kuairand_features import (
+    USER_WORDS,
+    VIDEO_WORDS,
+    UserTable,
+    VideoTable,
+    no_users,
+    no_videos,
+    read_users,
+    read_videos,
+)
 from trainer.data.kuairand_labels import LIKE_OR_HATE, PLAY_TIME
 from trainer.errors import ConfigError, DataError
 from trainer.stream.columns import Impressions, Jagged
@@ -36,6 +45,8 @@ FEATURES = (
     "hour",
     "duration_s",
     "register_days",
+    *USER_WORDS,
+    *VIDEO_WORDS,
 )
 TIME_ZONE_H = 8
 """The platform's local time, for the hour of the day."""
@@ -59,12 +70,17 @@ class KuaiRandReader:
         self._columns = [_needed_columns(log, schema) for log in self.logs]
         folder = path if path.is_dir() else path.parent
         users = _one_file(folder, "user_features_*.csv")
-        self._users: UserTable = read_users(users) if users else no_users()
+        self._users: UserTable = read_users(users, words=self._wanted(USER_WORDS)) if users else no_users()
         # The trimmed trace counts videos as KuaiRand-27K does; another edition's table beside it would
         # join the features of other videos.
         videos = None if any(self._is_trace) else _one_file(folder, "video_features_basic_*.csv")
-        self._videos: VideoTable = read_videos(videos) if videos else no_videos()
+        self._videos: VideoTable = (
+            read_videos(videos, words=self._wanted(VIDEO_WORDS)) if videos else no_videos()
+        )
         self._median_ms: float | None = None
+
+    def _wanted(self, names: Sequence[str]) -> list[str]:
+        return [feature.name for feature in self._schema.features if feature.name in names]
 
     def batches(self, num: int) -> Iterator[Impressions]:
         """Batches of `num` impressions, the last may be shorter; request ids count the rows from 0."""
@@ -136,6 +152,8 @@ class KuaiRandReader:
             "author_id": self._videos.author(video_ids_N),
             "hour": (time_ms_N // 3_600_000 + TIME_ZONE_H) % 24,
         }
+        singles |= {name: self._users.word(name, user_ids_N) for name in self._wanted(USER_WORDS)}
+        singles |= {name: self._videos.word(name, video_ids_N) for name in self._wanted(VIDEO_WORDS)}
         ones_N = np.ones(num, np.int32)
         jagged = {name: Jagged(ids_N, ones_N) for name, ids_N in singles.items()}
         jagged["tags"] = self._videos.tags(video_ids_N)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from trainer.config import preset
-from trainer.config.schema import SchemaConfig, TaskConfig
+from trainer.config.schema import FeatureConfig, SchemaConfig, TaskConfig
 from trainer.data import csv_columns, kuairand_labels
 from trainer.data.kuairand import KuaiRandReader, check_recording
+from trainer.data.kuairand_features import word_id
 from trainer.errors import ConfigError, DataError
 from trainer.stream.slicing import concat_impressions
 
@@ -333,3 +334,40 @@ def test_the_published_folder_is_read_as_it_is_unpacked(edition, tmp_path):
     assert impressions.sparse["author_id"].ids_L.tolist() == [7349781, 7349781, 2103883]
     assert impressions.sparse["tags"].lengths_N.tolist() == [2, 2, 0]
     assert impressions.dense["register_days"].tolist() == [231, 799, 799]
+
+
+def _with_features(*names: str) -> SchemaConfig:
+    features = [FeatureConfig(name=name, class_id=100 + n, dim=16) for n, name in enumerate(names)]
+    return msgspec.structs.replace(SCHEMA, features=(*SCHEMA.features, *features))
+
+
+def test_published_ranges_types_and_one_hot_columns_are_features_where_the_schema_asks(published):
+    users = ['1,full_active,0,-124,1,8,"(0,10]",26,"[10,100)",3,"[1,5)",231,181-365,' + ",".join("1" * 18)]
+    users += ['2,full_active,0,1,1,514,500+,150,"[10,100)",34,"[1,5)",799,730+,' + ",".join(["1.0"] * 18)]
+    _write(published / "user_features_pure.csv", users, header=USERS_HEADER)
+    videos = ["10,5,NORMAL,2022-04-10,LongImport,0.0,87433.0,720.0,1280.0,9155697141,9.0,39"]
+    videos += ["11,6,AD,2022-04-10,Kmovie,,,720.0,1280.0,,,"]
+    _write(published / "video_features_basic_pure.csv", videos, header=VIDEOS_HEADER)
+    schema = _with_features("follow_user_num_range", "onehot_feat3", "fans_user_num_range", "music_id")
+    (impressions,) = KuaiRandReader(published, schema).batches(100)
+    assert impressions.user_ids_N.tolist() == [2, 1, 1, 9, 2]
+    assert impressions.sparse["item_id"].ids_L.tolist() == [12, 11, 10, 11, 10]
+    found = {name: impressions.sparse[name].ids_L.tolist() for name in schema_names(schema)[-4:]}
+    many, few, music = word_id("500+"), word_id("(0,10]"), word_id("9155697141")
+    assert len({many, few, music, 0}) == 4
+    assert found["follow_user_num_range"] == [many, few, few, 0, many]
+    assert found["onehot_feat3"] == [word_id("1")] * 3 + [0] + [word_id("1")], "1 and 1.0 were told apart"
+    assert found["music_id"] == [0, 0, music, 0, music]
+    assert all(0 <= one < 1 << 52 for ids in found.values() for one in ids)
+
+
+def schema_names(schema: SchemaConfig) -> list[str]:
+    return [feature.name for feature in schema.features]
+
+
+def test_a_column_that_a_feature_needs_is_named_with_its_file(published):
+    """USERS and VIDEOS, as the fixture writes them, lack every column but those always read."""
+    with pytest.raises(DataError, match=r"user_features_pure\.csv: column onehot_feat7 is missing"):
+        KuaiRandReader(published, _with_features("onehot_feat7"))
+    with pytest.raises(DataError, match=r"video_features_basic_pure\.csv: column music_type is missing"):
+        KuaiRandReader(published, _with_features("music_type"))
