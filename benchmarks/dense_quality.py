@@ -24,6 +24,7 @@ from trainer.collectives import Ranks, start_ranks
 from trainer.config import Config, preset
 from trainer.data.synthetic import SyntheticStream
 from trainer.metrics import auc
+from trainer.model import PEPNet
 from trainer.recommender import Recommender
 
 FORMS = ("plain", "float32", "bfloat16")
@@ -35,8 +36,9 @@ class PlainRecommender(Recommender):
     def __init__(self, config: Config, *, ranks: Ranks) -> None:
         super().__init__(config, ranks=ranks)
         plain = PlainPEPNet(self.layout, num_tasks=len(config.schema.tasks), config=config.model)
+        assert isinstance(self.dense, PEPNet)
         copy_weights(self.dense, plain)
-        self._learn = plain
+        self._learn = lambda embedding_BE, _: plain(embedding_BE)
         rate = config.optimizer.dense_learning_rate
         self.dense_optimizer = torch.optim.Adam(plain.parameters(), lr=rate)
 

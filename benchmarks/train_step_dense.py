@@ -44,7 +44,7 @@ def _rows_of(dim: int, *, rounds: int, compiled: bool) -> list[dict[str, Any]]:
         say_skipped("compiled", f"it needs {missing}")
     if compiled and not missing:
         forward = compile_dense(to_compile, num_rows=BATCH, width=layout.width, precision=torch.float32)
-        forms["compiled"] = (to_compile, forward)
+        forms["compiled"] = (to_compile, lambda embedding_BE: forward(embedding_BE, None))
     cpu_s: dict[str, list[float]] = {name: [] for name in forms}
     acts = {name: _trainer(*form, fused=name != "plain", cpu_s=cpu_s[name]) for name, form in forms.items()}
     generator = torch.Generator().manual_seed(1)

@@ -30,7 +30,7 @@ class _Probabilities(nn.Module):
         self.model = model
 
     def forward(self, embedding_BE: Tensor) -> Tensor:
-        return torch.sigmoid(self.model(embedding_BE))
+        return torch.sigmoid(self.model(embedding_BE, None))
 
 
 def export_program(model: nn.Module, *, embedding_width: int) -> bytes:

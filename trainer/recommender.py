@@ -31,7 +31,7 @@ from trainer.errors import ConfigError
 from trainer.failpoints import reach
 from trainer.features import KeyMaker, TableKeys
 from trainer.id_routing import IdRouter
-from trainer.model import PEPNet, multi_task_loss
+from trainer.model import build_model, multi_task_loss, uses_domain
 from trainer.model.compiled import Forward, compile_dense
 from trainer.model.layout import FeatureLayout
 from trainer.row_init import first_rows
@@ -100,7 +100,12 @@ class Recommender:
         self.keys = KeyMaker(config.schema)
         self.batch_rows = max(1, config.train.batch_size // ranks.world_size)
         """Rows of a rank's batch where nobody says otherwise."""
-        self.dense = PEPNet(self.layout, num_tasks=len(config.schema.tasks), config=config.model)
+        self.dense = build_model(
+            self.layout,
+            num_tasks=len(config.schema.tasks),
+            num_domains=len(config.schema.domains),
+            config=config.model,
+        )
         self.dense.to(self._device)
         # One fused pass over all parameters instead of a dozen small ones over each.
         self.dense_optimizer = torch.optim.Adam(
@@ -193,7 +198,8 @@ class Recommender:
             np.concatenate([table.slots_L for table in batch.tables]),
             np.concatenate([table.lengths_FB for table in batch.tables]),
         )
-        logits_BT = self._logits(embedding_BE)
+        domain_B = self._domain(batch.impressions, num_rows=batch.num_rows)
+        logits_BT = self._logits(embedding_BE, domain_B)
         labels_BT, known_BT = self._labels(batch.impressions, num_rows=batch.num_rows)
         loss = multi_task_loss(logits_BT, labels_BT=labels_BT, known_BT=known_BT, weight_T=self._weight_T)
         self.dense_optimizer.zero_grad(set_to_none=True)
@@ -204,11 +210,19 @@ class Recommender:
         probabilities_BT = torch.sigmoid(logits_BT.detach()).cpu().numpy()
         return probabilities_BT[: len(batch.impressions)]
 
-    def _logits(self, embedding_BE: Tensor) -> Tensor:
+    def _domain(self, impressions: Impressions, *, num_rows: int) -> Tensor | None:
+        """The domain's index, 0 in the padding; None for a model that does not ask for it."""
+        if not uses_domain(self.dense):
+            return None
+        domain_B = torch.zeros(num_rows, dtype=torch.int64)
+        domain_B[: len(impressions)] = torch.from_numpy(impressions.domain_N.astype(np.int64))
+        return domain_B.to(self._device)
+
+    def _logits(self, embedding_BE: Tensor, domain_B: Tensor | None) -> Tensor:
         """The dense model as training runs it: products in train.precision, weights and logits in float32."""
         reduced = self._precision == torch.bfloat16
         with torch.autocast(self._device.type, torch.bfloat16, enabled=reduced):
-            logits_BT = self._learn(embedding_BE)
+            logits_BT = self._learn(embedding_BE, domain_B)
         return logits_BT.float()
 
     def _apply_map(self, table: MappedTable) -> None:
@@ -246,7 +260,8 @@ class Recommender:
             np.concatenate([slots_L for slots_L, _ in parts]),
             np.concatenate([lengths_FB for _, lengths_FB in parts]),
         )
-        probabilities_BT: Tensor = torch.sigmoid(self.dense(embedding_BE))
+        domain_B = self._domain(impressions, num_rows=self.batch_rows)
+        probabilities_BT: Tensor = torch.sigmoid(self.dense(embedding_BE, domain_B))
         return probabilities_BT.cpu().numpy()[: len(impressions)]
 
     def _present(self, table: TableKeys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:

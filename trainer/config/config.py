@@ -43,8 +43,10 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
-    """PEPNet's sizes and named options (arXiv 2302.01115)."""
+    """Which dense model, its sizes and its named options; PEPNet's are the paper's (arXiv 2302.01115)."""
 
+    name: str = "pepnet"
+    """A name of trainer/model/registry.py, or `module:Class` of a model of your own."""
     tower_widths: tuple[int, ...] = (100, 64)
     gate_hidden: int = 64
     gate_gamma: float = 2.0

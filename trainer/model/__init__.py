@@ -1,9 +1,22 @@
-"""PEPNet and its parts; pure modules that know nothing of tables, streams or ranks."""
+"""The dense models and their parts; pure modules that know nothing of tables, streams or ranks."""
 
 from trainer.model.epnet import EPNet
 from trainer.model.gate_nu import GateInput
 from trainer.model.layout import FeatureLayout
 from trainer.model.pepnet import PEPNet, multi_task_loss
 from trainer.model.ppnet import PPNet
+from trainer.model.registry import MODELS, ModelKind, build_model, kind_of, uses_domain
 
-__all__ = ["EPNet", "FeatureLayout", "GateInput", "PEPNet", "PPNet", "multi_task_loss"]
+__all__ = [
+    "MODELS",
+    "EPNet",
+    "FeatureLayout",
+    "GateInput",
+    "ModelKind",
+    "PEPNet",
+    "PPNet",
+    "build_model",
+    "kind_of",
+    "multi_task_loss",
+    "uses_domain",
+]

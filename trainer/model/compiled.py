@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 log = structlog.get_logger()
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def compile_dense(dense: nn.Module, *, num_rows: int, width: int, precision: torch.dtype) -> Forward:
     """The model's forward for training, compiled by a first pass over zeros, forward and backward.
 
     Args: num_rows, width: of the embeddings that every step brings. precision: what the products run in.
-    Returns: a function of float32 [B, E]; the model itself where there is no compiler, which is logged.
+    Returns: the forward of float32 [B, E] and None; the model itself where there is no compiler, which is
+    logged.
     """
     device = next(dense.parameters()).device
     missing = missing_compiler(device.type)
@@ -36,7 +37,7 @@ def compile_dense(dense: nn.Module, *, num_rows: int, width: int, precision: tor
     compiled: Forward = torch.compile(dense, dynamic=False)
     embedding_BE = torch.zeros(num_rows, width, device=device, requires_grad=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-        logits_BT = compiled(embedding_BE)
+        logits_BT = compiled(embedding_BE, None)
     logits_BT.sum().backward()  # type: ignore[no-untyped-call]
     dense.zero_grad(set_to_none=True)
     log.info("dense model compiled", seconds=round(time.monotonic() - started_s, 1))

@@ -55,8 +55,8 @@ class PEPNet(nn.Module):
             gamma=config.gate_gamma,
         )
 
-    def forward(self, embedding_BE: Tensor) -> Tensor:
-        """Returns: logits, float [B, T]."""
+    def forward(self, embedding_BE: Tensor, domain_B: Tensor | None = None) -> Tensor:
+        """Args: domain_B: not used, EPNet sees the domain's features. Returns: logits, float [B, T]."""
         domain_BD = columns_in(embedding_BE, self.domain_runs)
         prior_BP = columns_in(embedding_BE, self.prior_runs)
         domain_view_BE = self.epnet(domain_BD, embedding_BE)
