@@ -1,4 +1,4 @@
-"""The command line: `python -m trainer {run,train,produce,broker,config,checkpoints}`."""
+"""The command line: `python -m trainer {run,train,produce,broker,config,checkpoints,compare}`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from feature_eviction import FeatureEvictionError
 from param_server.client import ClientSecurity, ParamServerError
 from trainer.checkpoint_commands import add_commands
+from trainer.compare.command import add_command as add_compare
 from trainer.config import Config, load_config, preset, to_toml
 from trainer.errors import ConfigError, FreshetError
 from trainer.failpoints import arm_from_environment
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     config.set_defaults(command=_config)
 
     add_commands(commands)
+    add_compare(commands)
     return parser
 
 

@@ -190,7 +190,9 @@ def _columns(settings: Settings, config: Config, *, key: str) -> tuple[Columns, 
         drawn=drawn,
         kept=len(impressions),
         users=len(np.unique(impressions.user_ids_N)),
-        items=len(np.unique(impressions.sparse[ITEM_FEATURE].ids_L)) if ITEM_FEATURE in impressions.sparse else 0,
+        items=len(np.unique(impressions.sparse[ITEM_FEATURE].ids_L))
+        if ITEM_FEATURE in impressions.sparse
+        else 0,
         by_slice={name: int((slice_N == value).sum()) for name, value in SLICE_NAMES.items()},
         num_keys=_num_keys(impressions, schema),
         has_truth=truth_NT is not None,
@@ -267,7 +269,9 @@ def load(path: Path) -> Dataset:
         columns = load_file(path)
         facts = msgspec.json.decode(_facts_path(path).read_bytes(), type=DataFacts)
     except (OSError, SafetensorError, msgspec.MsgspecError) as error:
-        raise DataError(f"{path}: the columns cannot be read ({error}); remove it, and they are drawn anew") from error
+        raise DataError(
+            f"{path}: the columns cannot be read ({error}); remove it, and they are drawn anew"
+        ) from error
     num = len(columns["user_ids"])
     sparse, starts = {}, {}
     for column, ids_L in columns.items():
@@ -285,7 +289,9 @@ def load(path: Path) -> Dataset:
         produced_ms_N=np.zeros(num, np.int64),
         domain_N=columns["domain"],
         sparse=sparse,
-        dense={name[len("dense.") :]: values for name, values in columns.items() if name.startswith("dense.")},
+        dense={
+            name[len("dense.") :]: values for name, values in columns.items() if name.startswith("dense.")
+        },
         labels_NT=columns["labels"],
         known_NT=columns["known"],
     )

@@ -35,7 +35,9 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     def undefined(self) -> str | None:
         """Why a metric is missing, in words; None if both are there."""
         if self.auc is None:
-            lacks = "impressions" if not self.impressions else "positives" if not self.positives else "negatives"
+            lacks = (
+                "impressions" if not self.impressions else "positives" if not self.positives else "negatives"
+            )
             return f"{self.domain}/{self.task}: no {lacks} in the slice, AUC and GAUC are not defined"
         if self.gauc is None:
             return f"{self.domain}/{self.task}: no user has both classes, GAUC is not defined"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,14 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     def hash(self) -> str:
         """A short digest of everything that decides the result, but for the data and the code."""
         settings = self.settings
-        meaning = (config_of(self).hash(), self.variant.model, self.task, self.domain, settings.mode, settings.epochs)
+        meaning = (
+            config_of(self).hash(),
+            self.variant.model,
+            self.task,
+            self.domain,
+            settings.mode,
+            settings.epochs,
+        )
         return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()[:16]
 
     @property
@@ -57,27 +63,32 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
         return "-".join(re.sub(r"[^A-Za-z0-9_.+=]+", "_", part) for part in parts if part)
 
 
-def check_models(names: Sequence[str], *, known: Iterable[str]) -> None:
+def check_models(names: Sequence[str]) -> None:
     """Raises: ConfigError with the closest names for a model that there is not, or a name given twice."""
-    known = sorted(known)
+    from trainer.model.registry import kind_of
+
+    if not names:
+        raise ConfigError("--models: no model is named")
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(known)}"
-            raise ConfigError(f"--models: unknown model '{name}'; {hint}")
+        try:
+            kind_of(name)
+        except ConfigError as error:
+            raise ConfigError(f"--models: {error}") from error
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ConfigError(f"--models: named twice: {', '.join(doubled)}")
 
 
-def runs_of(variant: Variant, *, seed: int, settings: Settings, data: Path, facts: DataFacts) -> list[RunSpec]:
+def runs_of(
+    variant: Variant, *, seed: int, settings: Settings, data: Path, facts: DataFacts
+) -> list[RunSpec]:
     """One run, or one for each task or domain, as the model is trained."""
     whole = RunSpec(variant=variant, seed=seed, settings=settings, data=str(data), facts=facts)
     if variant.model == TRUTH:
         return [whole]
-    from trainer.model.registry import MODELS
+    from trainer.model.registry import kind_of
 
-    trained_per = MODELS[variant.model].trained_per
+    trained_per = kind_of(variant.model).trained_per
     if trained_per == "task":
         return [replace(whole, task=name) for name in base_config(settings, seed=seed).schema.task_names]
     if trained_per == "domain":

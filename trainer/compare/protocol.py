@@ -43,7 +43,9 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"protocol: time_zone_h must be in -12..14, found {self.time_zone_h}")
 
 
-def kept(users_N: npt.NDArray[np.integer[Any]], items_N: npt.NDArray[np.integer[Any]], *, least: int) -> Bools:
+def kept(
+    users_N: npt.NDArray[np.integer[Any]], items_N: npt.NDArray[np.integer[Any]], *, least: int
+) -> Bools:
     """The impressions whose user and whose item have at least `least` impressions among those kept.
 
     Counted again until nobody falls below, since each item that leaves takes impressions from its users: what

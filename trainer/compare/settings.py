@@ -10,8 +10,8 @@ import msgspec
 from msgspec.structs import replace
 
 from feature_eviction import AdmissionConfig
-from feature_eviction.policy import ClassPolicy, TablePolicy
 from feature_eviction.layout import table_bytes
+from feature_eviction.policy import ClassPolicy, TablePolicy
 from trainer.changed_rows import BYTES_PER_SLOT
 from trainer.compare.protocol import Protocol
 from trainer.config import Config, preset
@@ -48,7 +48,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.mode == "online" and self.epochs != 1:
-            raise ValueError(f"mode 'online' sees every impression once: epochs must be 1, found {self.epochs}")
+            raise ValueError(
+                f"mode 'online' sees every impression once: epochs must be 1, found {self.epochs}"
+            )
 
 
 def base_config(settings: Settings, *, seed: int) -> Config:
@@ -82,7 +84,9 @@ def with_room(config: Config, *, num_keys: dict[int, int]) -> Config:
         classes = {feature.class_id for feature in config.schema.features if feature.dim == dim}
         num_slots = int(SPARE_ROWS * sum(num_keys.get(one, 0) for one in classes)) + PREDICTION_ROWS
         rules = tuple(ClassPolicy(class_id=one) for one in sorted(classes))
-        policy = TablePolicy(num_slots=num_slots, score=TableConfig(dim=dim, bytes_limit=1).score, classes=rules)
+        policy = TablePolicy(
+            num_slots=num_slots, score=TableConfig(dim=dim, bytes_limit=1).score, classes=rules
+        )
         # A row, its optimizer state (up to two values beside each of its own) and its record of changes.
         row_bytes = dim * 4 * 3 + 8 + BYTES_PER_SLOT
         bytes_limit = num_slots * row_bytes + table_bytes(num_slots, policy=policy)

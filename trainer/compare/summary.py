@@ -69,9 +69,7 @@ class Summary:
 
     def columns(self, metric: str) -> list[Column]:
         """Domain by domain, tasks and then their mean."""
-        columns = [
-            Column(domain, task, metric) for domain in self.domains for task in (*self.tasks, MEAN)
-        ]
+        columns = [Column(domain, task, metric) for domain in self.domains for task in (*self.tasks, MEAN)]
         return columns + ([Column(ALL_DOMAINS, MEAN, metric)] if len(self.domains) > 1 else [])
 
 
@@ -139,7 +137,9 @@ def _put_together(
     for (name, seed), runs in parts.items():
         lost = [spec.name for spec, result in runs if result is None]
         if lost:
-            notes.append(f"{name}, seed {seed}: left out, since {len(lost)} of its {len(runs)} runs failed: {lost[0]}")
+            notes.append(
+                f"{name}, seed {seed}: left out, since {len(lost)} of its {len(runs)} runs failed: {lost[0]}"
+            )
             continue
         done = [(spec, result) for spec, result in runs if result is not None]
         by_variant.setdefault(name, {})[seed] = _Trained(
