@@ -31,8 +31,9 @@ from trainer.errors import ConfigError
 from trainer.failpoints import reach
 from trainer.features import KeyMaker, TableKeys
 from trainer.id_routing import IdRouter
-from trainer.model import build_model, multi_task_loss, uses_domain
+from trainer.model import model_of, multi_task_loss, uses_domain
 from trainer.model.compiled import Forward, compile_dense
+from trainer.model.l2 import parameter_groups
 from trainer.model.layout import FeatureLayout
 from trainer.row_init import first_rows
 from trainer.stream.columns import Impressions
@@ -100,16 +101,13 @@ class Recommender:
         self.keys = KeyMaker(config.schema)
         self.batch_rows = max(1, config.train.batch_size // ranks.world_size)
         """Rows of a rank's batch where nobody says otherwise."""
-        self.dense = build_model(
-            self.layout,
-            num_tasks=len(config.schema.tasks),
-            num_domains=len(config.schema.domains),
-            config=config.model,
-        )
+        self.dense = model_of(config)
         self.dense.to(self._device)
         # One fused pass over all parameters instead of a dozen small ones over each.
         self.dense_optimizer = torch.optim.Adam(
-            self.dense.parameters(), lr=config.optimizer.dense_learning_rate, fused=True
+            parameter_groups(self.dense, l2=config.model.l2, batch_size=config.train.batch_size),
+            lr=config.optimizer.dense_learning_rate,
+            fused=True,
         )
         self._precision = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
         self._learn: Forward = self.dense

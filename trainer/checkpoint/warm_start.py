@@ -27,8 +27,7 @@ from trainer.checkpoint.store import Store
 from trainer.config import Config
 from trainer.config.config import TableConfig
 from trainer.errors import CheckpointError, DataError
-from trainer.model import build_model
-from trainer.model.layout import FeatureLayout
+from trainer.model import model_of
 
 DEFAULT_SCORE = 1.0
 DEFAULT_UPDATES = 1
@@ -95,12 +94,7 @@ def _write_dense(
 ) -> list[FileEntry]:
     """The parameters given; without any those that a fresh run begins with."""
     torch.manual_seed(config.seed)
-    dense = build_model(
-        FeatureLayout.of(config.schema),
-        num_tasks=len(config.schema.tasks),
-        num_domains=len(config.schema.domains),
-        config=config.model,
-    )
+    dense = model_of(config)
     arrays = {f"param/{name}": value.detach().numpy() for name, value in dense.named_parameters()}
     if description.dense:
         known = {f"{key}/{name}" for key in _DENSE_KEYS for name, _ in dense.named_parameters()}

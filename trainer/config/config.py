@@ -48,6 +48,23 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     name: str = "pepnet"
     """A name of trainer/model/registry.py, or `module:Class` of a model of your own."""
     tower_widths: tuple[int, ...] = (100, 64)
+    """Hidden layers of every task tower, and of the deep networks of DeepFM, DCN, xDeepFM and DCNv2."""
+    bottom_widths: tuple[int, ...] = (100,)
+    """Hidden layers below the towers: of a shared or a domain's own bottom, and of each expert."""
+    num_experts: int = 4
+    """MMoE's experts, PLE's shared ones; the paper tries 4, 6 and 8."""
+    num_own_experts: int = 1
+    """PLE's experts of each group's own, at each level."""
+    ple_levels: int = 2
+    """1 = CGC."""
+    cross_layers: int = 3
+    """Cross layers of DCN and DCNv2."""
+    cin_rows: tuple[int, ...] = (32, 32)
+    """Rows of each layer of xDeepFM's interaction network."""
+    l2: float = 0.0
+    """L2 regularisation of the dense model: l2 / 2 * (sum of squares of all its weights, biases excepted) is
+    added to the loss of each impression. Rows of the tables are not regularised: one that is not in a batch
+    would have to move. The paper tries 1e-7, 1e-5 and 1e-3."""
     gate_hidden: int = 64
     gate_gamma: float = 2.0
     """The gate's range is (0, gamma)."""
@@ -56,15 +73,23 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     epnet_input: Literal["domain_and_embedding", "domain"] = "domain_and_embedding"
     """The KDD version's input, or the early version's."""
     epnet_gate: Literal["element", "field"] = "element"
+    ppnet_input: Literal["prior_and_embedding", "prior"] = "prior_and_embedding"
+    """What PPNet's gates see: the equation's input, or the prior alone."""
+    gate_input_gradient: bool = False
+    """Let the gates train the embedding that they see, where the equations stop the gradient."""
+    options: dict[str, str | int | float | bool] = {}
+    """What a model of your own reads; the models of this package have the options above."""
     compile: bool = False
     """Train through torch.compile; needs a C++ compiler (GPU: Triton) and some tens of seconds at a start."""
 
     def __post_init__(self) -> None:
-        if not self.tower_widths or min(self.tower_widths) < 1:
-            raise ValueError(
-                f"tower_widths must be one or more widths of at least 1, found {list(self.tower_widths)}"
-            )
-        self._check_at_least(1, "gate_hidden")
+        for name in ("tower_widths", "bottom_widths", "cin_rows"):
+            widths = getattr(self, name)
+            if not widths or min(widths) < 1:
+                raise ValueError(f"{name} must be one or more widths of at least 1, found {list(widths)}")
+        self._check_at_least(1, "gate_hidden", "num_experts", "num_own_experts", "ple_levels", "cross_layers")
+        if not 0 <= self.l2 < math.inf:
+            raise ValueError(f"l2 must be at least 0, found {self.l2}")
         if not 0 < self.gate_gamma < math.inf:
             raise ValueError(f"gate_gamma must be above 0, found {self.gate_gamma}")
 

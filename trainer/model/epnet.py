@@ -18,6 +18,7 @@ class EPNet(nn.Module):
         domain_width: columns of the domain prior E(F_d).
         field_dims: width of each feature's embedding in E.
         sees_embedding: False drops E from the gate's input, as the paper's early version did.
+        seen_gradient: the gate trains the embedding that it sees: no stop_gradient.
         by_field: one gate value a field instead of one an element.
     Source: arXiv 2302.01115, equations 5 and 6.
     """
@@ -30,6 +31,7 @@ class EPNet(nn.Module):
         gate_hidden: int,
         gamma: float = 2.0,
         sees_embedding: bool = True,
+        seen_gradient: bool = False,
         by_field: bool = False,
     ) -> None:
         super().__init__()
@@ -40,6 +42,7 @@ class EPNet(nn.Module):
             prior_width=domain_width,
             seen_width=width if sees_embedding else 0,
             width_hidden=gate_hidden,
+            seen_gradient=seen_gradient,
         )
         self.gate = nn.Linear(gate_hidden, len(field_dims) if by_field else width)
         xavier_uniform(self.gate.weight, fan_in=self.gate.in_features, fan_out=self.gate.out_features)

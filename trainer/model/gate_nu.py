@@ -2,6 +2,8 @@
 
     delta = gamma * sigmoid(ReLU(x W + b) W' + b'),    x = prior + stop_gradient(seen)    (+ concatenates)
 
+The gradient stops as the paper's ablation favours; `seen_gradient` lets it through.
+
 The parts are apart, since on a CPU the passes over memory between the products cost about as much as they do:
 nothing is concatenated (x W is prior W_p + seen W_s, and W_s needs no gradient of its input); gates that see
 the same x have their first layers in one product; sigmoid and the value that is gated are one function with a
@@ -22,9 +24,18 @@ from torch import Tensor, nn
 class GateInput(nn.Module):
     """ReLU(x W + b) of one or more gates that see the same x = prior + stop_gradient(seen)."""
 
-    def __init__(self, *, prior_width: int, seen_width: int, width_hidden: int, num_gates: int = 1) -> None:
-        """Args: seen_width: 0 = the gates see the prior alone."""
+    def __init__(
+        self,
+        *,
+        prior_width: int,
+        seen_width: int,
+        width_hidden: int,
+        num_gates: int = 1,
+        seen_gradient: bool = False,
+    ) -> None:
+        """Args: seen_width: 0 = the gates see the prior alone. seen_gradient: train what is seen as well."""
         super().__init__()
+        self.seen_gradient = seen_gradient
         self.num_gates = num_gates
         self.prior = nn.Linear(prior_width, num_gates * width_hidden)
         nn.init.zeros_(self.prior.bias)
@@ -39,7 +50,8 @@ class GateInput(nn.Module):
         """Returns: G times float [B, H / G]."""
         x_BH: Tensor = self.prior(prior_BP)
         if self.seen_weight_SH is not None:
-            x_BH = torch.addmm(x_BH, seen_BS.detach(), self.seen_weight_SH)
+            seen_BS = seen_BS if self.seen_gradient else seen_BS.detach()
+            x_BH = torch.addmm(x_BH, seen_BS, self.seen_weight_SH)
         return torch.relu(x_BH).chunk(self.num_gates, dim=1)
 
 

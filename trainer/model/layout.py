@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.config.schema import FeatureConfig, FeatureRole, SchemaConfig
+from trainer.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,25 @@ class FeatureLayout:
             else:
                 runs.append((start, feature.dim))
         return tuple(runs)
+
+
+def common_dim(layout: FeatureLayout, *, needed_by: str) -> int:
+    """The dim that all features have.
+
+    Raises: ConfigError naming who needs it if they differ.
+    """
+    dims = sorted(set(layout.dims))
+    if len(dims) > 1:
+        raise ConfigError(
+            f"model {needed_by} multiplies features' embeddings with each other: they need one dim, "
+            f"found {', '.join(map(str, dims))}. Give all features the same dim, or choose another model."
+        )
+    return dims[0]
+
+
+def fields_of(embedding_BE: Tensor, *, dim: int) -> Tensor:
+    """E cut into its features' embeddings, float [B, F, dim]; all features have that dim."""
+    return embedding_BE.reshape(len(embedding_BE), -1, dim)
 
 
 def columns_in(embedding_BE: Tensor, runs: tuple[tuple[int, int], ...]) -> Tensor:

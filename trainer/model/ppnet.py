@@ -12,25 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from trainer.model.gate_nu import GateInput, gated, xavier_uniform
-
-
-class TaskLinear(nn.Module):
-    """scale * x W + b of all tasks at once: a batched product instead of T small ones."""
-
-    def __init__(
-        self, *, num_tasks: int, width_in: int, width_out: int, scale: float = 1.0, joint: bool = False
-    ) -> None:
-        """Args: joint: the tasks' matrices are parts of one [I, T * O], which Xavier's bound is for."""
-        super().__init__()
-        self.scale = scale
-        self.weight_TIO = nn.Parameter(torch.empty(num_tasks, width_in, width_out))
-        self.bias_T1O = nn.Parameter(torch.zeros(num_tasks, 1, width_out))
-        fan_out = width_out * num_tasks if joint else width_out
-        xavier_uniform(self.weight_TIO, fan_in=width_in, fan_out=fan_out)
-
-    def forward(self, x_TBI: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias_T1O, x_TBI, self.weight_TIO, alpha=self.scale)
+from trainer.model.gate_nu import GateInput, gated
+from trainer.model.towers import TowerLinear, logits_of
 
 
 class PPNet(nn.Module):
@@ -52,7 +35,9 @@ class PPNet(nn.Module):
         tower_widths: tuple[int, ...],
         gate_hidden: int,
         gamma: float = 2.0,
+        seen_gradient: bool = False,
     ) -> None:
+        """Args: embedding_width: 0 = the gates see the prior alone. seen_gradient: no stop_gradient."""
         super().__init__()
         self.num_tasks = num_tasks
         widths = (input_width, *tower_widths, 1)
@@ -61,13 +46,14 @@ class PPNet(nn.Module):
             seen_width=embedding_width,
             width_hidden=gate_hidden,
             num_gates=len(widths) - 1,
+            seen_gradient=seen_gradient,
         )
         self.gates = nn.ModuleList(
-            TaskLinear(num_tasks=num_tasks, width_in=gate_hidden, width_out=width_in, joint=True)
+            TowerLinear(num_towers=num_tasks, width_in=gate_hidden, width_out=width_in, joint=True)
             for width_in in widths[:-1]
         )
         self.layers = nn.ModuleList(
-            TaskLinear(num_tasks=num_tasks, width_in=width_in, width_out=width_out, scale=gamma)
+            TowerLinear(num_towers=num_tasks, width_in=width_in, width_out=width_out, scale=gamma)
             for width_in, width_out in pairwise(widths)
         )
 
@@ -76,7 +62,7 @@ class PPNet(nn.Module):
 
         Args:
             prior_BP: user, item and author embeddings; the gates train them.
-            embedding_BE: O_ep, seen by the gates without a gradient.
+            embedding_BE: O_ep, seen by the gates; it gets a gradient from them only with seen_gradient.
             h_BI: H^(1), the input of the first layer.
         Returns: float [B, T].
         """
@@ -87,4 +73,4 @@ class PPNet(nn.Module):
             h_TBI = layer(gated(z_TBI, h_TBI.to(z_TBI.dtype)))
             if index < len(self.layers) - 1:
                 h_TBI = torch.relu(h_TBI)
-        return h_TBI.squeeze(2).transpose(0, 1)
+        return logits_of(h_TBI)

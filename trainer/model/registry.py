@@ -1,8 +1,8 @@
 """The models by name: what `model.name` may be, and how each is built.
 
 A registered name, or `module:Class` of a model outside this package (docs/add_a_model.md). Every model takes
-the concatenated embedding E and, where it says so by `uses_domain = True`, the index of each impression's
-domain; it returns one logit a task. Sparse rows, the loss and the optimizers are the same for all of them.
+the concatenated embedding E and, where its class says `uses_domain = True`, the index of each impression's
+domain; it returns one logit a task. Rows of the tables, the loss and the optimizers are the same for all.
 
 Shapes: B batch, E width of the concatenated embedding, T tasks.
 """
@@ -11,14 +11,26 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
-from trainer.config.config import ModelConfig
+from trainer.config.config import Config, ModelConfig
 from trainer.errors import ConfigError
+from trainer.model.dcn import DCN
+from trainer.model.dcnv2 import DCNv2, DCNv2MultiTask
+from trainer.model.deepfm import DeepFM
 from trainer.model.layout import FeatureLayout
+from trainer.model.mmoe import MMoE
+from trainer.model.outside import check_model, import_builder
 from trainer.model.pepnet import PEPNet
+from trainer.model.pepnet_halves import EPNetAlone, PEPNetMMoE, PPNetAlone
+from trainer.model.ple import PLE, PLEMultiDomain
+from trainer.model.shared_bottom import SharedBottom
+from trainer.model.shared_top import SharedTop
+from trainer.model.specific_all import SpecificAll
+from trainer.model.specific_top import SpecificTop
+from trainer.model.xdeepfm import XDeepFM
 
 TrainedPer = Literal["all", "task", "domain"]
 
@@ -35,47 +47,123 @@ class BuildModel(Protocol):
 class ModelKind:
     """One model that `model.name` may name.
 
-    Its module has forward(embedding_BE, domain_B): float32 [B, E] and, where its class says
-    `uses_domain = True`, int64 [B], else None; and returns float32 logits [B, T].
+    What it builds has forward(embedding_BE, domain_B) -> logits_BT: float32 [B, E]; int64 [B], an index into
+    the schema's domains, or None where the class does not say `uses_domain = True`; float32 [B, T].
     """
 
     build: BuildModel
+    source: str
+    """The paper and its equations."""
     trained_per: TrainedPer = "all"
     """What a comparison gives a training run of its own, tables included: nothing (one run for all), each
     task, or each domain."""
-    source: str
-    """The paper and its equations."""
 
 
-def _pepnet(layout: FeatureLayout, *, num_tasks: int, num_domains: int, config: ModelConfig) -> nn.Module:
-    return PEPNet(layout, num_tasks=num_tasks, config=config)
+def _for_any_domains(model: type[nn.Module], **options: Any) -> BuildModel:
+    """The builder of a model that needs no number of domains."""
 
+    def build(layout: FeatureLayout, *, num_tasks: int, num_domains: int, config: ModelConfig) -> nn.Module:
+        return model(layout, num_tasks=num_tasks, config=config, **options)
+
+    return build
+
+
+_PEPNET = "PEPNet, arXiv 2302.01115"
+_MMOE = "MMoE, doi 10.1145/3219819.3220007, equations 6 to 8"
+_PLE = "PLE, doi 10.1145/3383313.3412236, sections 4.1 and 4.2"
 
 MODELS: dict[str, ModelKind] = {
-    "pepnet": ModelKind(build=_pepnet, source="PEPNet, arXiv 2302.01115, equations 2 to 9"),
+    "pepnet": ModelKind(build=_for_any_domains(PEPNet), source=f"{_PEPNET}, equations 2 to 9"),
+    "epnet": ModelKind(build=_for_any_domains(EPNetAlone), source=f"{_PEPNET}, equations 2 to 6"),
+    "ppnet": ModelKind(build=_for_any_domains(PPNetAlone), source=f"{_PEPNET}, equations 2, 3, 7 to 9"),
+    "pepnet_mmoe": ModelKind(
+        build=_for_any_domains(PEPNetMMoE), source=f"{_PEPNET}, equations 2 to 9, on {_MMOE}"
+    ),
+    "epnet_mmoe": ModelKind(
+        build=_for_any_domains(EPNetAlone, mmoe=True), source=f"{_PEPNET}, equations 2 to 6, on {_MMOE}"
+    ),
+    "ppnet_mmoe": ModelKind(
+        build=_for_any_domains(PPNetAlone, mmoe=True),
+        source=f"{_PEPNET}, equations 2, 3, 7 to 9, on {_MMOE}",
+    ),
+    "deepfm": ModelKind(
+        build=DeepFM, trained_per="task", source="DeepFM, arXiv 1703.04247, equations 1 to 4"
+    ),
+    "dcn": ModelKind(build=DCN, trained_per="task", source="DCN, arXiv 1708.05123, equations 2 to 5"),
+    "xdeepfm": ModelKind(
+        build=XDeepFM, trained_per="task", source="xDeepFM, arXiv 1803.05170, equations 6 to 9"
+    ),
+    "dcnv2": ModelKind(build=DCNv2, trained_per="task", source="DCNv2, arXiv 2008.13535, equations 1 to 3"),
+    "dcnv2_mt": ModelKind(build=DCNv2MultiTask, source="DCNv2, arXiv 2008.13535, equations 1 to 3"),
+    "shared_bottom": ModelKind(
+        build=SharedBottom,
+        source="Caruana, doi 10.1023/A:1007379606734; MMoE, doi 10.1145/3219819.3220007, equation 1",
+    ),
+    "mmoe": ModelKind(build=MMoE, source=_MMOE),
+    "ple": ModelKind(build=PLE, source=_PLE),
+    "ple_md": ModelKind(build=PLEMultiDomain, source=f"{_PLE}; {_PEPNET}, section 4.1"),
+    "shared_top": ModelKind(build=SharedTop, source=f"{_PEPNET}, section 4.1"),
+    "specific_top": ModelKind(build=SpecificTop, source=f"{_PEPNET}, section 4.1"),
+    "specific_all": ModelKind(build=SpecificAll, trained_per="domain", source=f"{_PEPNET}, section 4.1"),
 }
 
 
+def is_outside(name: str) -> bool:
+    """Whether `model.name` names a class outside this package."""
+    return ":" in name
+
+
 def kind_of(name: str) -> ModelKind:
-    """Raises: ConfigError with the closest names if there is no such model."""
+    """Raises: ConfigError with the closest names if there is no such model, or if a class is not found."""
+    if is_outside(name):
+        return ModelKind(build=import_builder(name), source=name)
     if name in MODELS:
         return MODELS[name]
-    close = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)
-    hint = f"the closest names are {', '.join(close)}" if close else f"there are {', '.join(sorted(MODELS))}"
+    close = difflib.get_close_matches(name.lower(), MODELS, n=3, cutoff=0.4)
+    hint = f"the closest are {', '.join(close)}" if close else f"there are {', '.join(sorted(MODELS))}"
     raise ConfigError(
-        f"model.name: unknown model '{name}'; {hint}. A model outside this package is named 'module:Class'."
+        f"model.name: unknown model '{name}'; {hint}. A model of your own is named 'module:Class'."
     )
 
 
 def build_model(layout: FeatureLayout, *, num_tasks: int, num_domains: int, config: ModelConfig) -> nn.Module:
     """The dense model that `config.name` names, its weights drawn from torch's generator.
 
-    Raises: ConfigError if there is no such model, or if the features do not give it what it needs.
+    Raises: ConfigError if there is no such model, if the features do not give it what it needs, or if a model
+        from outside is not what training asks for.
     """
     kind = kind_of(config.name)
-    return kind.build(layout, num_tasks=num_tasks, num_domains=num_domains, config=config)
+    if config.options and not is_outside(config.name):
+        raise ConfigError(
+            f"model.options: '{next(iter(config.options))}' is for a model of your own; "
+            f"'{config.name}' does not read it"
+        )
+    model = kind.build(layout, num_tasks=num_tasks, num_domains=num_domains, config=config)
+    if is_outside(config.name):
+        check_model(model, name=config.name, embedding_width=layout.width, num_tasks=num_tasks)
+    return model
+
+
+def model_of(config: Config) -> nn.Module:
+    """The dense model of a whole configuration. Raises: ConfigError as build_model does."""
+    return build_model(
+        FeatureLayout.of(config.schema),
+        num_tasks=len(config.schema.tasks),
+        num_domains=len(config.schema.domains),
+        config=config.model,
+    )
 
 
 def uses_domain(model: nn.Module) -> bool:
-    """Whether the model must be told each impression's domain; such a model cannot be served yet."""
+    """Whether the model must be told each impression's domain."""
     return bool(getattr(model, "uses_domain", False))
+
+
+def check_can_be_served(model: nn.Module, *, name: str) -> None:
+    """Raises: ConfigError for a model that uses the domain: a replica gives a program embeddings alone."""
+    if uses_domain(model):
+        raise ConfigError(
+            f"model '{name}' uses the domain's index, which replicas cannot give it yet, so it cannot be "
+            "published. Set serving.shard_address = '' to train it without publishing, or choose another "
+            "model."
+        )
