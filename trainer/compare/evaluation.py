@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from trainer.compare.expected import expected_gauc
 from trainer.compare.protocol import Bools, check_labels
 from trainer.metrics import auc, gauc
 
@@ -31,6 +32,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """None = not defined: the cell has no positives or no negatives."""
     gauc: float | None
     """None = not defined: no user has both."""
+    expected_gauc: float | None = None
+    """Against the true probabilities; None = they are not known."""
 
     def undefined(self) -> str | None:
         """Why a metric is missing, in words; None if both are there."""
@@ -53,10 +56,13 @@ def evaluate(
     users_N: npt.NDArray[np.int64],
     domains: Sequence[str],
     tasks: Sequence[str],
+    truth_NT: npt.NDArray[np.floating[Any]] | None = None,
 ) -> list[Cell]:
     """Every domain with every task, domains first.
 
-    Raises: DataError if a known label is neither 0 nor 1; ValueError if a score is no number or shapes differ.
+    Args: truth_NT: the probabilities that the labels were drawn with, where they are known.
+    Raises: DataError if a known label is neither 0 nor 1; ValueError if a score is not finite or shapes
+        differ.
     """
     if not scores_NT.shape == labels_NT.shape == known_NT.shape == (len(users_N), len(tasks)):
         raise ValueError(
@@ -83,6 +89,9 @@ def evaluate(
                     users_one_class=one_class,
                     auc=auc(scores_K, labels_K),
                     gauc=gauc(scores_K, labels_K, users_N[row_K]),
+                    expected_gauc=None
+                    if truth_NT is None
+                    else expected_gauc(scores_K, truth_NT[row_K, task_index], users_N[row_K]),
                 )
             )
     return cells

@@ -20,7 +20,6 @@ from trainer.compare.dataset import Dataset, Rows
 from trainer.compare.evaluation import Cell, evaluate, mean_of
 from trainer.compare.plan import TRUTH, RunSpec, config_of
 from trainer.recommender import Recommender
-from trainer.stream.columns import Impressions
 
 RESULT_FORMAT = 1
 Scores = npt.NDArray[np.float32]
@@ -53,7 +52,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(spec: RunSpec, data: Dataset, *, ranks: Ranks, progress: Progress) -> RunResult:
-    """Train and judge. Raises: DataError, ConfigError; ValueError if the model's predictions are no numbers."""
+    """Train and judge. Raises: DataError, ConfigError; ValueError if a prediction is not finite."""
     if spec.variant.model == TRUTH:
         return _truth(spec, data)
     start_s, start_cpu_s = time.monotonic(), time.process_time()
@@ -175,37 +174,34 @@ class _Training:
         return self._cells(rows_M, np.concatenate(parts) if parts else np.zeros((0, num_tasks), np.float32))
 
     def _cells(self, rows_M: Rows, scores_MT: Scores) -> list[Cell]:
-        cells = _cells_of(
-            self._data.take(rows_M, task=self._task),
-            scores_MT,
-            domains=self._spec.facts.domains,
-            tasks=self.config.schema.task_names,
-        )
+        cells = _cells_of(self._spec, self._data, rows_M, scores_MT, task=self._task)
         return [cell for cell in cells if self._spec.domain in (None, cell.domain)]
 
 
 def _cells_of(
-    impressions: Impressions, scores_MT: Scores, *, domains: tuple[str, ...], tasks: list[str]
+    spec: RunSpec, data: Dataset, rows_M: Rows, scores_MT: Scores, *, task: int | None
 ) -> list[Cell]:
+    impressions = data.take(rows_M, task=task)
+    truth_MT = None if data.truth_NT is None else data.truth_NT[rows_M]
+    if truth_MT is not None and task is not None:
+        truth_MT = truth_MT[:, [task]]
     return evaluate(
         scores_MT,
         labels_NT=impressions.labels_NT,
         known_NT=impressions.known_NT,
         domain_N=impressions.domain_N,
         users_N=impressions.user_ids_N,
-        domains=domains,
-        tasks=tasks,
+        domains=spec.facts.domains,
+        tasks=config_of(spec).schema.task_names,
+        truth_NT=truth_MT,
     )
 
 
 def _truth(spec: RunSpec, data: Dataset) -> RunResult:
     """How the true probabilities rank the labels that were drawn with them."""
     assert data.truth_NT is not None
-    config = config_of(spec)
     rows_M = np.concatenate([data.rows(name) for name in judged_slices(spec)])
-    cells = _cells_of(
-        data.take(rows_M), data.truth_NT[rows_M], domains=spec.facts.domains, tasks=config.schema.task_names
-    )
+    cells = _cells_of(spec, data, rows_M, data.truth_NT[rows_M], task=None)
     return RunResult(
         name=spec.name,
         run_hash=spec.hash(),
