@@ -152,7 +152,7 @@ class Ours:
 
     def _train(self, mapped: MappedBatch, agreed: Agreement) -> None:
         impressions = mapped.impressions
-        scores_NT = self.recommender.learn(mapped)
+        scores_NT = self.recommender.learn(mapped).probabilities_NT
         self.window.add(
             scores_NT,
             labels_NT=impressions.labels_NT,

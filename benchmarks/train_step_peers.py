@@ -70,7 +70,7 @@ class Static:
         )
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._ranks.sum_gradients(self._parameters)
+        self._ranks.sum_gradients(self._parameters, also_F=torch.zeros(0))
         self._optimizer.step()
 
     def begin_turn(self) -> None:

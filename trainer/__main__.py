@@ -17,6 +17,7 @@ from param_server.client import ClientSecurity, ParamServerError
 from trainer.checkpoint_commands import add_commands
 from trainer.compare.command import add_command as add_compare
 from trainer.config import Config, load_config, preset, to_toml
+from trainer.config.optimizers import optimizer
 from trainer.errors import ConfigError, FreshetError
 from trainer.failpoints import arm_from_environment
 from trainer.stream.broker import security_from_environment
@@ -85,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
 
     config = commands.add_parser("config", help="print a preset as TOML")
     config.add_argument("--preset", default="quickstart")
+    config.add_argument(
+        "--optimizer", help="a pair of optimizers by name: online (default), production, adam"
+    )
     config.set_defaults(command=_config)
 
     add_commands(commands)
@@ -281,7 +285,10 @@ def _broker(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    sys.stdout.write(to_toml(preset(options.preset)))
+    config = preset(options.preset)
+    if options.optimizer is not None:
+        config = replace(config, optimizer=optimizer(options.optimizer))
+    sys.stdout.write(to_toml(config))
     return 0
 
 

@@ -99,17 +99,21 @@ class Ranks:
         )
         return received.numpy()
 
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Add up the dense gradients of all ranks in one message."""
+    def sum_gradients(self, parameters: list[torch.nn.Parameter], *, also_F: torch.Tensor) -> torch.Tensor:
+        """Add up the dense gradients of all ranks in one message, and some further numbers with them.
+
+        Args: also_F: float32 [F] of this rank. Returns: the sum of all ranks' also_F.
+        """
         if self.world_size == 1:
-            return
+            return also_F
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        flat = torch.cat([also_F, *(grad.reshape(-1) for grad in grads)])
         dist.all_reduce(flat)
-        start = 0
+        start = len(also_F)
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = flat[start : start + grad.numel()].view_as(grad)
             start += grad.numel()
+        return flat[: len(also_F)]
 
     def barrier(self) -> None:
         if self.world_size > 1:

@@ -4,6 +4,7 @@ FreshetError
 ├── ConfigError        a configuration or an argument is wrong: the user mends it
 ├── DataError          an input file is missing or lacks what it must have
 ├── StreamError        the broker, a topic or a position is not usable
+├── NotFiniteError     losses or gradients are not finite, and nothing of their batches was applied
 ├── CheckpointError    a checkpoint cannot be saved, or belongs to another configuration
 │   ├── DamagedError     a file of it is missing, torn or changed
 │   ├── StoreError       the directory or the object store does not do what it is asked
@@ -27,6 +28,10 @@ class DataError(FreshetError):
 
 
 class StreamError(FreshetError):
+    pass
+
+
+class NotFiniteError(FreshetError):
     pass
 
 

@@ -9,7 +9,7 @@ reads the clocks; everything below it takes the time as an argument.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,25 +21,26 @@ from trainer.agreement import Agreement, BatchFacts, Flags, agree_on_batch, agre
 from trainer.checkpoint import Checkpoints, Committed, Progress, SavePhase, StatePart
 from trainer.collectives import Ranks
 from trainer.config import Config
-from trainer.errors import FreshetError, StreamError
+from trainer.errors import FreshetError
 from trainer.failpoints import reach
+from trainer.learning_rate import WarmUp
 from trainer.ledger import Ledger
 from trainer.metrics import QualityWindow
 from trainer.publishing import Moment, Publishing
 from trainer.recommender import MappedBatch, Recommender
 from trainer.run.status import RunState, write_status
+from trainer.skipped import SkippedBatches
+from trainer.source_opening import OpenSource, open_alike
 from trainer.status_report import StatusReporter, sum_by_key
 from trainer.stop_report import report_stop
-from trainer.stream.columns import Impressions, Position
+from trainer.stream.columns import Position
 from trainer.stream.slicing import empty_impressions
-from trainer.stream.source import KafkaSource
+from trainer.stream.source import Batch, KafkaSource
 from trainer.verification import RecentImpressions, write_verification
 
 log = structlog.get_logger()
 
 STATUS_INTERVAL_S = 0.5
-SOURCE_ATTEMPTS_MAX = 20
-SOURCE_RETRY_S = 0.5
 
 
 def now_ms() -> int:
@@ -80,7 +81,7 @@ class Timers:
 class Fetched:
     """A step that is agreed on and whose ids are being mapped."""
 
-    impressions: Impressions
+    batch: Batch
     agreed: Agreement
     mapping: Future[MappedBatch] | None
     """None: no rank has an impression."""
@@ -92,8 +93,7 @@ class TrainingLoop:
 
     config: Config
     recommender: Recommender
-    open_source: Callable[[Iterable[Position], str], KafkaSource]
-    """Reads on from positions of the topic with that id ("" = not known)."""
+    open_source: OpenSource
     positions: list[Position]
     publishing: Publishing | None
     checkpoints: Checkpoints
@@ -105,6 +105,7 @@ class TrainingLoop:
     parts: dict[str, StatePart]
     """What a checkpoint holds beside the recommender: the window, and the ledger."""
     progress: Progress
+    warm_up: WarmUp
     ranks: Ranks
     paths: LoopPaths
     stop: StopSwitch
@@ -119,26 +120,22 @@ class TrainingLoop:
 
     def __post_init__(self) -> None:
         self._reporter = StatusReporter(self.config, ranks=self.ranks)
+        self._skipped = SkippedBatches(self.config)
         self._newest = (self.progress.event_time_s, self.progress.produced_ms_newest)
         self._mapper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="map")
         self.source = self._open_source(self.positions)
 
     def _open_source(self, positions: Iterable[Position]) -> KafkaSource:
         """Collective. Raises: StreamError if the ranks do not see one topic with equally many partitions."""
-        positions = tuple(positions)
-        for _ in range(SOURCE_ATTEMPTS_MAX):
-            source = self.open_source(positions, self.progress.topic_id)
-            seen_R = self.ranks.gather(np.array([source.num_partitions], np.int64))[:, 0]
-            if seen_R.min() == seen_R.max():
-                self.progress.topic_id = source.topic_id
-                return source
-            # The topic is growing right now: some brokers know it already, others not.
-            source.close()
-            time.sleep(SOURCE_RETRY_S)
-        raise StreamError(
-            f"topic '{self.config.kafka.topic}': ranks see {seen_R.tolist()} partitions; the brokers do not "
-            "agree. Wait until they do and start again"
+        source = open_alike(
+            self.open_source,
+            positions,
+            topic_id=self.progress.topic_id,
+            topic=self.config.kafka.topic,
+            ranks=self.ranks,
         )
+        self.progress.topic_id = source.topic_id
+        return source
 
     def close(self) -> None:
         """Let go of the broker and the mapping thread."""
@@ -180,7 +177,7 @@ class TrainingLoop:
                 mapped = current.mapping.result()
                 if agreed.next_ready and not self._something_is_due(agreed):
                     following = self._fetch(wait_s=0.0)
-                self._train(mapped, agreed)
+                self._train(mapped, current)
             self._housekeeping(agreed)
             if agreed.ends:
                 break
@@ -194,12 +191,12 @@ class TrainingLoop:
         if wait_s and (flags.not_ready if strict else not flags.ready):
             flags = self._agree_on_flags(wait_s=wait_s)
         if strict and flags.not_ready:
-            impressions = empty_impressions(self.config.schema)
+            batch = Batch(empty_impressions(self.config.schema), spans=(), dead_letters={}, positions=())
         else:
             batch = source.poll_batch(0.0, end_offsets=self._end_offsets)
-            impressions = batch.impressions
             self.progress.dead_letters = sum_by_key([self.progress.dead_letters, batch.dead_letters])
         reach("after_fetch")
+        impressions = batch.impressions
         event_time_s, produced_ms = self._newest
         facts = BatchFacts(
             num_impressions=len(impressions),
@@ -214,7 +211,7 @@ class TrainingLoop:
             mapping = self._mapper.submit(
                 self.recommender.map, impressions, now_s=agreed.event_time_s, num_rows=agreed.num_rows
             )
-        return Fetched(impressions, agreed, mapping)
+        return Fetched(batch, agreed, mapping)
 
     def _agree_on_flags(self, *, wait_s: float) -> Flags:
         """Collective. Args: wait_s: how long a rank may wait for its part of a batch first."""
@@ -263,14 +260,25 @@ class TrainingLoop:
             self._end_offsets = self.source.end_offsets()
         return self.source.drained(self._end_offsets)
 
-    def _train(self, mapped: MappedBatch, agreed: Agreement) -> None:
-        progress, impressions = self.progress, mapped.impressions
+    def _train(self, mapped: MappedBatch, fetched: Fetched) -> None:
+        progress, impressions, agreed = self.progress, mapped.impressions, fetched.agreed
         progress.event_time_s = agreed.event_time_s
         progress.produced_ms_newest = agreed.produced_ms_newest
         started_s = time.monotonic()
-        scores_NT = self.recommender.learn(mapped)
+        learned = self.recommender.learn(mapped, dense_rate_share=self.warm_up.share(progress.step))
+        progress.step += 1
+        if learned.not_finite:
+            self._skipped.skip(
+                fetched.batch,
+                source=self.source,
+                progress=progress,
+                num_impressions=agreed.num_impressions,
+                not_finite=learned.not_finite,
+            )
+            return
+        self._skipped.learned(agreed.num_impressions)
         self.window.add(
-            scores_NT,
+            learned.probabilities_NT,
             labels_NT=impressions.labels_NT,
             known_NT=impressions.known_NT,
             domain_N=impressions.domain_N,
@@ -278,7 +286,6 @@ class TrainingLoop:
         )
         if self.ledger is not None:
             self.ledger.add(impressions.request_ids_N)
-        progress.step += 1
         progress.impressions_trained += agreed.num_impressions
         self._reporter.count_step(agreed.num_impressions, ended_s=time.monotonic(), started_s=started_s)
         if self.publishing is not None:

@@ -27,9 +27,10 @@ from trainer.changed_rows import BYTES_PER_SLOT, ChangedRows
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.config.config import TableConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, NotFiniteError
 from trainer.failpoints import reach
 from trainer.features import KeyMaker, TableKeys
+from trainer.finite import dense_norm, own_health, what_is_not_finite
 from trainer.id_routing import IdRouter
 from trainer.model import model_of, multi_task_loss, uses_domain
 from trainer.model.compiled import Forward, compile_dense
@@ -37,7 +38,8 @@ from trainer.model.l2 import parameter_groups
 from trainer.model.layout import FeatureLayout
 from trainer.row_init import first_rows
 from trainer.stream.columns import Impressions
-from trainer.tables import LocalRows, ShardedTables, drop_default
+from trainer.tables import LocalRows, ShardedTables, drop_default, state_bytes
+from trainer.task_scaling import TaskRates
 
 
 @dataclass(slots=True)
@@ -54,13 +56,7 @@ class TableShard:
     @property
     def bytes_used(self) -> int:
         """Rows, optimizer state, id table and change record of this rank."""
-        rows, state = self.rows.rows_CD, self.rows.state_C
-        return (
-            rows.numel() * rows.element_size()
-            + state.numel() * state.element_size()
-            + self.ids.bytes_used
-            + self.slots_per_rank * BYTES_PER_SLOT
-        )
+        return self.rows.num_bytes + self.ids.bytes_used + self.slots_per_rank * BYTES_PER_SLOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +81,16 @@ class MappedTable:
     slots_L: npt.NDArray[np.int64]
     """Global slots, without the default row."""
     lengths_FB: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What became of a batch; the same on every rank but for the probabilities and the words."""
+
+    probabilities_NT: npt.NDArray[np.float32]
+    """Made before this batch was learned."""
+    not_finite: str
+    """Empty: it was learned. Else what was not finite: nothing of the batch was applied."""
 
 
 class Recommender:
@@ -130,9 +136,13 @@ class Recommender:
             table.name: self._shard(table, slots[table.name])
             for table in sorted(config.tables, key=lambda table: table.dim)
         }
-        self._weight_T = torch.tensor(
+        self._loss_weight_T = torch.tensor(
             [task.loss_weight for task in config.schema.tasks], dtype=torch.float32, device=self._device
         )
+        self.task_rates: TaskRates | None = None
+        """With train.task_scaling: a part of each checkpoint."""
+        if config.train.task_scaling == "by_positives":
+            self.task_rates = TaskRates(len(config.schema.tasks))
 
     def _shard(self, table: TableConfig, num_slots: int) -> TableShard:
         ids = IdTable(policy_of(table, num_slots=num_slots, config=self._config))
@@ -154,8 +164,20 @@ class Recommender:
     def train(
         self, impressions: Impressions, *, now_s: int, num_rows: int | None = None
     ) -> npt.NDArray[np.float32]:
-        """Map and learn one batch. Collective; arguments as for `map`, answer as of `learn`."""
-        return self.learn(self.map(impressions, now_s=now_s, num_rows=num_rows))
+        """Map and learn one batch. Collective; arguments as for `map`.
+
+        Returns: probabilities float32 [N, T], made before this batch was learned.
+        Raises: NotFiniteError on every rank, with rows and dense model as they were, if the loss or a
+            gradient is not finite.
+        """
+        learned = self.learn(self.map(impressions, now_s=now_s, num_rows=num_rows))
+        if learned.not_finite:
+            raise NotFiniteError(
+                f"the batch of {len(impressions)} impressions up to event time {now_s} was not learned: its "
+                f"{learned.not_finite} is not finite. Look for labels that are no numbers, or lower the "
+                "learning rates"
+            )
+        return learned.probabilities_NT
 
     def map(self, impressions: Impressions, *, now_s: int, num_rows: int | None = None) -> MappedBatch:
         """Give the ids of this rank's part of one global batch their slots. Collective among maps.
@@ -185,28 +207,62 @@ class Recommender:
         reach("after_map")
         return MappedBatch(impressions, num_rows, mapped)
 
-    def learn(self, batch: MappedBatch) -> npt.NDArray[np.float32]:
-        """Predict, then learn from, a mapped batch. Collective among steps.
+    def learn(self, batch: MappedBatch, *, dense_rate_share: float = 1.0) -> Learned:
+        """Predict, then learn from, a mapped batch, unless something in it is not finite. Collective among
+        steps.
 
-        Returns: probabilities float32 [N, T], made before this batch was learned.
+        Args: dense_rate_share: of the dense learning rate, for this step; the same on every rank.
         """
         for table in batch.tables:
             self._apply_map(table)
-        embedding_BE = self.embeddings(
+        pooled_BE = self.embeddings(
             np.concatenate([table.slots_L for table in batch.tables]),
             np.concatenate([table.lengths_FB for table in batch.tables]),
         )
+        # The tables' optimizer is part of their backward. So the graph is cut here: everything is judged
+        # before anything is applied.
+        embedding_BE = pooled_BE.detach().requires_grad_()
         domain_B = self._domain(batch.impressions, num_rows=batch.num_rows)
         logits_BT = self._logits(embedding_BE, domain_B)
         labels_BT, known_BT = self._labels(batch.impressions, num_rows=batch.num_rows)
-        loss = multi_task_loss(logits_BT, labels_BT=labels_BT, known_BT=known_BT, weight_T=self._weight_T)
+        loss = multi_task_loss(
+            logits_BT, labels_BT=labels_BT, known_BT=known_BT, weight_T=self._task_weights()
+        )
         self.dense_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        reach("after_backward")
-        self._ranks.sum_gradients(list(self.dense.parameters()))
-        self.dense_optimizer.step()
+        gradient_BE = embedding_BE.grad
+        assert gradient_BE is not None
+        parameters = list(self.dense.parameters())
+        health = own_health(loss, logits_BT=logits_BT, gradient_BE=gradient_BE)
+        counts_2T = [(labels_BT * known_BT).sum(0), known_BT.sum(0)] if self.task_rates is not None else []
+        sums_F = self._ranks.sum_gradients(parameters, also_F=torch.cat([health, *counts_2T]))
+        not_finite = ""
+        if torch.isfinite(sums_F[0] + dense_norm(parameters)):
+            self._apply(batch, pooled_BE, gradient_BE=gradient_BE, dense_rate_share=dense_rate_share)
+            if self.task_rates is not None:
+                self.task_rates.add(*sums_F[1:].cpu().double().numpy().reshape(2, -1))
+        else:
+            not_finite = what_is_not_finite(loss, logits_BT=logits_BT, gradient_BE=gradient_BE)
         probabilities_BT = torch.sigmoid(logits_BT.detach()).cpu().numpy()
-        return probabilities_BT[: len(batch.impressions)]
+        return Learned(probabilities_BT[: len(batch.impressions)], not_finite)
+
+    def _apply(
+        self, batch: MappedBatch, pooled_BE: Tensor, *, gradient_BE: Tensor, dense_rate_share: float
+    ) -> None:
+        """Update the rows, then the dense model, whose gradients are there."""
+        touched = {table.shard.config.name: table.owned.slots_N for table in batch.tables}
+        self.embeddings.apply(pooled_BE, gradient_BE=gradient_BE, touched=touched)
+        reach("after_backward")
+        for group in self.dense_optimizer.param_groups:
+            group["lr"] = self._config.optimizer.dense_learning_rate * dense_rate_share
+        self.dense_optimizer.step()
+
+    def _task_weights(self) -> Tensor:
+        """What each task's loss counts in this step, [T]."""
+        if self.task_rates is None:
+            return self._loss_weight_T
+        scale_T = torch.from_numpy(self.task_rates.scales()).to(self._loss_weight_T)
+        return self._loss_weight_T * scale_T
 
     def _domain(self, impressions: Impressions, *, num_rows: int) -> Tensor | None:
         """The domain's index, 0 in the padding; None for a model that does not ask for it."""
@@ -234,7 +290,7 @@ class Recommender:
         if len(owned.new_slots_M):
             slots_M = torch.from_numpy(owned.new_slots_M).to(self._device)
             shard.rows.rows_CD.index_copy_(0, slots_M, torch.from_numpy(table.first_rows_MD).to(self._device))
-            shard.rows.state_C.index_fill_(0, slots_M, 0.0)
+            shard.rows.forget(slots_M)
         shard.changed.touch(owned.slots_N[owned.slots_N >= 0])
 
     def _labels(self, impressions: Impressions, *, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -272,7 +328,7 @@ def slots_for(table: TableConfig, *, world_size: int, config: Config) -> int:
 
     Raises: ConfigError if that is none.
     """
-    row_bytes = table.dim * 4 + 4 + BYTES_PER_SLOT
+    row_bytes = table.dim * 4 + state_bytes(config.optimizer, dim=table.dim) + BYTES_PER_SLOT
     policy = policy_of(table, num_slots=1, config=config)
     num_slots = num_slots_for_budget(table.bytes_limit // world_size, bytes_per_row=row_bytes, policy=policy)
     if num_slots < 1:

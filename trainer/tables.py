@@ -1,6 +1,6 @@
 """The sharded tables: TorchRec's, one a dim, row-wise over the ranks, optimizer fused into backward.
 
-Shapes: B batch rows, E width of all embeddings, C local rows of a table, D its dim.
+Shapes: B batch rows, E width of all embeddings, C local rows of a table, D its dim, U touched local rows.
 """
 
 from __future__ import annotations
@@ -20,16 +20,43 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, r
 from torchrec.distributed.types import ShardingPlan
 
 from trainer.config.config import OptimizerConfig
+from trainer.config.optimizers import NOT_SAVED
+from trainer.errors import ConfigError
 from trainer.model.layout import FeatureLayout
+from trainer.row_adam import ROW_BYTES_PER_VALUE, RowAdam, step_rows
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRows:
-    """This rank's rows of one table; both are views that write through to the table."""
+    """This rank's rows of one table; all are views that write through to the table."""
 
     rows_CD: Tensor
-    state_C: Tensor
-    """Row-wise AdaGrad: the mean of squared gradients, summed over steps."""
+    states: tuple[Tensor, ...]
+    """What the optimizer keeps of each row: `state_C`, or Adam's two moments [C, D]."""
+
+    @property
+    def state_C(self) -> Tensor:  # noqa: N802 (a shape suffix)
+        """Row-wise AdaGrad: the mean of squared gradients, summed over steps.
+
+        Raises: ConfigError if the optimizer keeps something else.
+        """
+        if len(self.states) != 1:
+            raise ConfigError(NOT_SAVED)
+        return self.states[0]
+
+    def forget(self, slots_M: Tensor) -> None:
+        """These rows have a new owner, for whom the optimizer has seen nothing yet."""
+        for state in self.states:
+            state.index_fill_(0, slots_M, 0.0)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.rows_CD, *self.states))
+
+
+def state_bytes(optimizer: OptimizerConfig, *, dim: int) -> int:
+    """What the optimizer keeps of one row."""
+    return ROW_BYTES_PER_VALUE * dim if optimizer.embedding == "adam" else 4
 
 
 class _Embeddings(nn.Module):
@@ -72,13 +99,7 @@ class ShardedTables:
         self._dims_F = torch.tensor(layout.dims, device=device)
         self._device = device
         module = _Embeddings(EmbeddingBagCollection(tables=configs, device=torch.device("meta")))
-        sharder = EmbeddingBagCollectionSharder(
-            fused_params={
-                "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-                "learning_rate": optimizer.embedding_learning_rate,
-                "eps": optimizer.embedding_eps,
-            }
-        )
+        sharder = EmbeddingBagCollectionSharder(fused_params=_fused_params(optimizer))
         # The planner may choose a kernel that does not exist on CPU; this plan is the only one wanted.
         plan = construct_module_sharding_plan(
             module.collection,
@@ -95,11 +116,12 @@ class ShardedTables:
             sharders=[sharder],
             init_data_parallel=False,
         )
-        self.local = self._local_rows()
+        self._adams: dict[str, RowAdam] = {}
+        self.local = self._local_rows(optimizer)
         for rows in self.local.values():
             rows.rows_CD.zero_()
 
-    def _local_rows(self) -> dict[str, LocalRows]:
+    def _local_rows(self, optimizer: OptimizerConfig) -> dict[str, LocalRows]:
         """The writable views; a table-batched kernel is not among named_modules()."""
         local = {}
         for lookup in self._sharded.module.collection._lookups:
@@ -107,11 +129,17 @@ class ShardedTables:
                 weights = kernel._emb_module.split_embedding_weights()
                 states = kernel._emb_module.split_optimizer_states()
                 for index, table in enumerate(kernel._config.embedding_tables):
-                    local[table.name] = LocalRows(rows_CD=weights[index], state_C=states[index][0])
+                    if optimizer.embedding == "adam":
+                        rate = optimizer.embedding_adam_learning_rate
+                        adam = RowAdam(weights[index], learning_rate=rate)
+                        self._adams[table.name] = adam
+                        local[table.name] = LocalRows(weights[index], (adam.first_CD, adam.second_CD))
+                    else:
+                        local[table.name] = LocalRows(weights[index], (states[index][0],))
         return local
 
     def __call__(self, slots_L: npt.NDArray[np.int64], lengths_FB: npt.NDArray[np.int32]) -> Tensor:
-        """Mean-pooled embeddings; a row without slots is zero. Backward updates the tables.
+        """Mean-pooled embeddings; a row without slots is zero. `apply` updates the tables.
 
         Args: slots_L: global slots of all features, tables by ascending dim. lengths_FB: [F, B].
         Returns: float32 [B, E] with a gradient.
@@ -128,6 +156,38 @@ class ShardedTables:
             return values_BE
         num_BF = torch.from_numpy(np.maximum(lengths_FB.T, 1).astype(np.float32)).to(self._device)
         return values_BE / num_BF.repeat_interleave(self._dims_F, dim=1)
+
+    def apply(
+        self, pooled_BE: Tensor, *, gradient_BE: Tensor, touched: dict[str, npt.NDArray[np.int64]]
+    ) -> None:
+        """Update the rows that made up pooled_BE; once for each call. Collective.
+
+        Args: touched: table → the local slots that any rank looked up in that call, in any order, -1 and
+            repeated ones too.
+        """
+
+        def backward() -> None:
+            pooled_BE.backward(gradient_BE)  # type: ignore[no-untyped-call]
+
+        if not self._adams:
+            backward()
+            return
+        distinct = {
+            table: torch.from_numpy(np.unique(slots_N[slots_N >= 0])).to(self._device)
+            for table, slots_N in touched.items()
+        }
+        step_rows(backward, adams=self._adams, touched=distinct)
+
+
+def _fused_params(optimizer: OptimizerConfig) -> dict[str, object]:
+    if optimizer.embedding == "adam":
+        # What trainer/row_adam.py needs: the fused update must leave the negative gradient behind.
+        return {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": 1.0}
+    return {
+        "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        "learning_rate": optimizer.embedding_learning_rate,
+        "eps": optimizer.embedding_eps,
+    }
 
 
 def drop_default(

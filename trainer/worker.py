@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -15,14 +16,18 @@ from param_server.client import ClientSecurity, ParamServerClients
 from trainer.checkpoint import Checkpoints, Progress, StatePart
 from trainer.collectives import Ranks, start_ranks
 from trainer.config import Config
+from trainer.config.optimizers import check_can_be_saved
+from trainer.learning_rate import WarmUp
 from trainer.ledger import Ledger
 from trainer.loop import LoopPaths, StopSwitch, TrainingLoop
 from trainer.metrics import QualityWindow
 from trainer.program_cache import PROGRAM_FILE
 from trainer.publisher import Publisher
 from trainer.publishing import Publishing, quality_gate
+from trainer.quality_gate import QualityGate
 from trainer.recommender import Recommender
 from trainer.run.status import TrainerStatus, write_status
+from trainer.source_opening import OpenSource
 from trainer.stream.broker import Security
 from trainer.stream.columns import Position
 from trainer.stream.source import KafkaSource
@@ -37,17 +42,11 @@ def run_worker(config: Config, *, run_dir: Path, security: Security, shard_secur
     Args: security: towards Kafka. shard_security: towards the shards.
     Raises: FreshetError, ParamServerError: what stands in the way, in one line.
     """
+    check_can_be_saved(config)
     torch.set_num_threads(config.train.num_threads)
     stop = StopSwitch()
     _on_stop_signals(lambda: setattr(stop, "requested", True))
-    paths = LoopPaths(
-        status=run_dir / "status" / "trainer.json",
-        drain=run_dir / "control" / "drain",
-        broken_off=run_dir / "control" / "broken-off",
-        verification=run_dir / "verify.safetensors",
-    )
-    for path in (paths.status, paths.drain):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    paths = _paths(run_dir)
     # Before the ranks wait for each other: it may take long, and not equally long on each.
     compile_kernels(config)
     ranks = start_ranks(config.train.device, timeout_s=config.train.rank_timeout_s)
@@ -61,29 +60,63 @@ def run_worker(config: Config, *, run_dir: Path, security: Security, shard_secur
                 config.serving.shard_addresses, config.publish.request_timeout_s, security=shard_security
             )
             cleanup.callback(client.close)
-        _train(
-            config,
-            run_dir=run_dir,
-            security=security,
-            client=client,
+        state = _restored(config, run_dir=run_dir, ranks=ranks, on=cleanup)
+        publishing = None
+        if client is not None:
+            publishing = _publishing(
+                config, state=state, client=client, ranks=ranks, run_dir=run_dir, on=cleanup
+            )
+        loop = TrainingLoop(
+            config=config,
+            recommender=state.recommender,
+            open_source=_source_opener(config, ranks=ranks, security=security),
+            positions=state.positions,
+            publishing=publishing,
+            checkpoints=state.checkpoints,
+            newest_checkpoint=state.checkpoint,
+            window=state.window,
+            ledger=state.ledger,
+            parts=state.parts,
+            progress=state.progress,
+            warm_up=WarmUp(config.train, resumed_at=state.progress.step if state.checkpoint else None),
             ranks=ranks,
             paths=paths,
             stop=stop,
-            on=cleanup,
         )
+        cleanup.callback(loop.close)
+        loop.run()
 
 
-def _train(
-    config: Config,
-    *,
-    run_dir: Path,
-    security: Security,
-    client: ParamServerClients | None,
-    ranks: Ranks,
-    paths: LoopPaths,
-    stop: StopSwitch,
-    on: ExitStack,
-) -> None:
+def _paths(run_dir: Path) -> LoopPaths:
+    """With the folders that they need."""
+    paths = LoopPaths(
+        status=run_dir / "status" / "trainer.json",
+        drain=run_dir / "control" / "drain",
+        broken_off=run_dir / "control" / "broken-off",
+        verification=run_dir / "verify.safetensors",
+    )
+    for path in (paths.status, paths.drain):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return paths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """What a rank trains, as the newest checkpoint left it, or fresh."""
+
+    recommender: Recommender
+    window: QualityWindow
+    ledger: Ledger | None
+    gate: QualityGate | None
+    parts: dict[str, StatePart]
+    checkpoints: Checkpoints
+    checkpoint: str
+    """The name of the one that it comes from; empty = it is fresh."""
+    progress: Progress
+    positions: list[Position]
+
+
+def _restored(config: Config, *, run_dir: Path, ranks: Ranks, on: ExitStack) -> _State:
     recommender = Recommender(config, ranks=ranks)
     window = QualityWindow(
         domains=config.schema.domains,
@@ -93,28 +126,48 @@ def _train(
     root = config.checkpoint.directory or str(run_dir / "checkpoints")
     checkpoints = Checkpoints(root, config=config, ranks=ranks)
     on.callback(checkpoints.close)
-    parts: dict[str, StatePart] = {"window": window}
     ledger = Ledger() if config.train.ledger else None
-    if ledger is not None:
-        parts["ledger"] = ledger
     gate = quality_gate(config)
-    if gate is not None:
-        parts["gate"] = gate
+    optional = {"ledger": ledger, "gate": gate, "task_rates": recommender.task_rates}
+    parts: dict[str, StatePart] = {"window": window}
+    parts |= {name: part for name, part in optional.items() if part is not None}
     restored = checkpoints.restore(recommender, parts=parts)
-    progress = restored.progress if restored is not None else Progress()
     if restored is not None:
-        log.info("resumed", checkpoint=restored.name, step=progress.step)
+        log.info("resumed", checkpoint=restored.name, step=restored.progress.step)
+    return _State(
+        recommender=recommender,
+        window=window,
+        ledger=ledger,
+        gate=gate,
+        parts=parts,
+        checkpoints=checkpoints,
+        checkpoint=restored.name if restored is not None else "",
+        progress=restored.progress if restored is not None else Progress(),
+        positions=restored.positions if restored is not None else [],
+    )
 
-    publishing = None
-    if client is not None:
-        publisher = _publisher(config, recommender=recommender, client=client, ranks=ranks, run_dir=run_dir)
-        on.callback(publisher.close)
-        # Before it: a call that is still on its way then waits for nobody, and is lost as in a crash.
-        on.callback(client.close)
-        progress.generation = publisher.open(at_least=progress.generation)
-        publisher.produced.newest_ms = progress.produced_ms_newest
-        publishing = Publishing(publisher, config=config, window=window, gate=gate, ranks=ranks)
 
+def _publishing(
+    config: Config,
+    *,
+    state: _State,
+    client: ParamServerClients,
+    ranks: Ranks,
+    run_dir: Path,
+    on: ExitStack,
+) -> Publishing:
+    """Opens a generation that is newer than the state's."""
+    publisher = _publisher(config, recommender=state.recommender, client=client, ranks=ranks, run_dir=run_dir)
+    on.callback(publisher.close)
+    # Before it: a call that is still on its way then waits for nobody, and is lost as in a crash.
+    on.callback(client.close)
+    progress = state.progress
+    progress.generation = publisher.open(at_least=progress.generation)
+    publisher.produced.newest_ms = progress.produced_ms_newest
+    return Publishing(publisher, config=config, window=state.window, gate=state.gate, ranks=ranks)
+
+
+def _source_opener(config: Config, *, ranks: Ranks, security: Security) -> OpenSource:
     def open_source(positions: Iterable[Position], topic_id: str) -> KafkaSource:
         return KafkaSource(
             config.kafka,
@@ -127,24 +180,7 @@ def _train(
             security=security,
         )
 
-    loop = TrainingLoop(
-        config=config,
-        recommender=recommender,
-        open_source=open_source,
-        positions=restored.positions if restored is not None else [],
-        publishing=publishing,
-        checkpoints=checkpoints,
-        newest_checkpoint=restored.name if restored is not None else "",
-        window=window,
-        ledger=ledger,
-        parts=parts,
-        progress=progress,
-        ranks=ranks,
-        paths=paths,
-        stop=stop,
-    )
-    on.callback(loop.close)
-    loop.run()
+    return open_source
 
 
 def _publisher(

@@ -38,7 +38,7 @@ def test_overlapped_batches_end_in_the_same_state_bit_for_bit(
             job = None
             if following is not None and ahead[index]:
                 job = mapper.submit(overlapped.map, following, now_s=event_time_s(following))
-            found.append(overlapped.learn(mapped))
+            found.append(overlapped.learn(mapped).probabilities_NT)
             if following is not None:
                 mapped = (
                     job.result()

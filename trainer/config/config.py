@@ -95,17 +95,27 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
 
 class OptimizerConfig(Section, frozen=True, kw_only=True):
-    """Row-wise AdaGrad for embeddings, Adam for the dense part."""
+    """Row-wise AdaGrad for embeddings, Adam for the dense part; by name: trainer/config/optimizers.py."""
 
+    embedding: Literal["adagrad", "adam"] = "adagrad"
+    """adagrad: row-wise, 4 bytes a row. adam: 8 bytes a value, for comparisons alone: `train` and `run`
+    refuse it, since checkpoints do not hold its state."""
     embedding_learning_rate: float = 0.05
+    """AdaGrad's."""
     embedding_eps: float = 1e-6
+    """AdaGrad's."""
+    embedding_adam_learning_rate: float = 1e-3
+    """Adam's; a rate for AdaGrad is far too high for it."""
     embedding_init_scale: float = 0.01
     """A new row is uniform in [-scale, scale], a pure function of (seed, id)."""
     dense_learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("embedding_learning_rate", "embedding_eps", "dense_learning_rate"):
-            if not getattr(self, name) > 0:
+        for name in (
+            *("embedding_learning_rate", "embedding_eps"),
+            *("embedding_adam_learning_rate", "dense_learning_rate"),
+        ):
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
         if not 0 <= self.embedding_init_scale < math.inf:
             raise ValueError(f"embedding_init_scale must not be negative, found {self.embedding_init_scale}")
@@ -149,10 +159,28 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     """Newest impressions of each domain that AUC and GAUC look at, over all ranks."""
     ledger: bool = False
     """Count how often each impression was applied, for checking: up to 36 bytes each, for the whole run."""
+    warm_up_steps: int = 0
+    """Steps over which the dense learning rate rises, by equal parts, to its full value; 0 = at once."""
+    warm_up: Literal["start", "resume", "both"] = "start"
+    """When it rises: in the first steps of the model, which a trainer that is killed goes on with where it
+    was; from each checkpoint that training resumes from, where the stream may have moved meanwhile; or both.
+    With resume and both, a run that was interrupted ends in another state than one that was not."""
+    task_scaling: Literal["none", "by_positives"] = "none"
+    """by_positives: divide each task's loss by its running rate of positives (trainer/task_scaling.py), on
+    top of the schema's loss_weight: a rare task then weighs as much as a frequent one."""
+    non_finite_share_max: float = 0.05
+    """Of the newest non_finite_window impressions, how many may be in batches that were skipped as their loss
+    or a gradient was not finite, before the run stops; 1 = never stop."""
+    non_finite_window: int = 100_000
 
     def __post_init__(self) -> None:
-        self._check_at_least(1, "batch_size", "batch_wait_ms", "num_threads", "metrics_window")
+        self._check_at_least(
+            1, "batch_size", "batch_wait_ms", "num_threads", "metrics_window", "non_finite_window"
+        )
         self._check_at_least(10, "rank_timeout_s")
+        self._check_at_least(0, "warm_up_steps")
+        if not 0 <= self.non_finite_share_max <= 1:
+            raise ValueError(f"non_finite_share_max must be in 0..1, found {self.non_finite_share_max}")
 
 
 class KafkaConfig(Section, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from trainer.config import Config
+from trainer.config.optimizers import check_can_be_saved
 from trainer.errors import ConfigError
 from trainer.run.processes import ChildSpec, Fact, Facts
 from trainer.run.run_directory import RunDirectory
@@ -58,6 +59,7 @@ def resolve_config(config: Config, options: RunOptions) -> Config:
         raise ConfigError(f"--ranks must be at least 1, found {options.num_ranks}")
     if options.seconds is not None and not options.seconds > 0:
         raise ConfigError(f"--seconds must be above 0, found {options.seconds}")
+    check_can_be_saved(config)
     if options.data is not None and not options.data.exists():
         raise ConfigError(f"--data {options.data}: there is no such file or directory")
     impressions = options.impressions

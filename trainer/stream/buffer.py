@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.stream.columns import Impressions, Position
 from trainer.stream.record import DecodedRecord, RecordError
@@ -19,12 +20,16 @@ from trainer.stream.slicing import slice_impressions
 
 
 class Span(NamedTuple):
-    """`num` good impressions of one record, from row `row` on."""
+    """Good impressions of one record that follow each other in a batch."""
 
     partition: int
     kafka_offset: int
-    row: int
-    num: int
+    rows_N: npt.NDArray[np.int32]
+    """Row of each in the record, ascending: refused ones between them are left out."""
+
+    @property
+    def num(self) -> int:
+        return len(self.rows_N)
 
 
 @dataclass(slots=True)
@@ -193,7 +198,8 @@ class RecordBuffer:
         if record is None or num == 0:
             _finish(state, dead_letters)
             return None
-        span = Span(entry.partition, entry.kafka_offset, int(record.row_numbers_G[start]), num)
+        rows_N = record.row_numbers_G[start : start + num]
+        span = Span(entry.partition, entry.kafka_offset, rows_N)
         entry.next_good += num
         state.num_good -= num
         if entry.num_left:

@@ -1,6 +1,7 @@
 """Refused records go to a topic of their own, with the reason beside them.
 
-The value is the original record's; headers say what was wrong and where it came from. Letters are written
+The value is the original record's, or, of impressions that were refused only when they were trained, a record
+of these alone; headers say what was wrong and where it came from. Letters are written
 before the position passes their record, so none is lost; after a crash one may be there twice
 (freshet.origin tells).
 """
@@ -8,15 +9,20 @@ before the position passes their record, so none is lost; after a crash one may 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
+from trainer.config.schema import SchemaConfig
 from trainer.errors import StreamError
 from trainer.stream.broker import ensure_topic
+from trainer.stream.buffer import Span
+from trainer.stream.columns import Impressions
+from trainer.stream.record import encode_record
+from trainer.stream.slicing import slice_impressions
 
 PENDING_MAX = 256
 """Letters sent but not yet confirmed; one more waits for them."""
@@ -35,18 +41,54 @@ class DeadLetter:
     """The record's reason, or "bad_rows"."""
     text: str
     bad_rows: Mapping[int, str]
-    """Row → reason; empty where the record was refused as a whole."""
+    """Row → reason; empty where the value was refused as a whole."""
+    impressions: tuple[tuple[int, int], ...] = ()
+    """(request id, row in the original record) of each, where the value is a record of some of its rows."""
 
     def headers(self) -> list[tuple[str, bytes]]:
         rows: dict[str, list[int]] = {}
         for row, reason in self.bad_rows.items():
             rows.setdefault(reason, []).append(row)
-        return [
+        headers = [
             ("freshet.reason", self.reason.encode()),
             ("freshet.text", self.text.encode()),
             ("freshet.origin", f"{self.topic}/{self.partition}/{self.kafka_offset}".encode()),
             ("freshet.bad_rows", json.dumps(rows).encode()),
         ]
+        if self.impressions:
+            ids, origin_rows = zip(*self.impressions, strict=True)
+            headers.append(("freshet.request_ids", json.dumps(ids).encode()))
+            headers.append(("freshet.origin_rows", json.dumps(origin_rows).encode()))
+        return headers
+
+
+def letters_of(
+    impressions: Impressions,
+    *,
+    spans: Sequence[Span],
+    schema: SchemaConfig,
+    topic: str,
+    reason: str,
+    text: str,
+) -> Iterator[DeadLetter]:
+    """One letter for each record that the impressions come from; its value is a record of these alone.
+
+    Args: spans: where the impressions come from, in their order.
+    """
+    start = 0
+    for span in spans:
+        some = slice_impressions(impressions, start, start + span.num)
+        yield DeadLetter(
+            value=encode_record(some, schema),
+            topic=topic,
+            partition=span.partition,
+            kafka_offset=span.kafka_offset,
+            reason=reason,
+            text=text,
+            bad_rows={},
+            impressions=tuple(zip(some.request_ids_N.tolist(), span.rows_N.tolist(), strict=True)),
+        )
+        start += span.num
 
 
 class DeadLetterWriter:
@@ -104,7 +146,8 @@ class DeadLetterWriter:
     def _send_without_value(self, letter: DeadLetter) -> None:
         """Headers add bytes to a record that already had the topic's full size; the origin still has it."""
         assert self._producer is not None
-        headers = [*letter.headers()[:3], ("freshet.value_omitted", str(len(letter.value or b"")).encode())]
+        headers = [header for header in letter.headers() if header[0] != "freshet.bad_rows"]
+        headers = [*headers, ("freshet.value_omitted", str(len(letter.value or b"")).encode())]
         self._producer.send(self._topic, value=b"", headers=headers).get(timeout=WRITE_TIMEOUT_S)
 
     def _failure(self, letter: DeadLetter, error: KafkaError) -> StreamError:

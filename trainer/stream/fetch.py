@@ -20,7 +20,7 @@ from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 from trainer.config.config import KafkaConfig
 from trainer.config.schema import SchemaConfig
 from trainer.errors import FreshetError, StreamError
-from trainer.stream.bad_budget import BadBudget
+from trainer.stream.bad_budget import BadBudget, allowance_of_stream
 from trainer.stream.buffer import Entry, RecordBuffer, make_entry
 from trainer.stream.columns import Position
 from trainer.stream.dead_letters import DeadLetter, DeadLetterWriter
@@ -76,7 +76,7 @@ class FetchThread(threading.Thread):
         self._shared = shared
         self._letters = letters
         self._watch = watch
-        self._budget = BadBudget(kafka)
+        self._budget = BadBudget(allowance_of_stream(kafka))
         self._event_times = EventTimes(
             future_ms_max=1_000 * kafka.event_time_future_s_max,
             past_ms_max=1_000 * kafka.event_time_past_s_max,

@@ -24,11 +24,17 @@ from trainer.errors import StreamError
 from trainer.stream.broker import Security, connect_options, ensure_topic
 from trainer.stream.buffer import RecordBuffer, Span
 from trainer.stream.columns import Impressions, Position
-from trainer.stream.dead_letters import DeadLetterWriter
+from trainer.stream.dead_letters import DeadLetterWriter, letters_of
 from trainer.stream.fetch import FetchThread, Shared, out_of_range_text
 from trainer.stream.order import Taken, make_order
 from trainer.stream.slicing import concat_impressions, empty_impressions
-from trainer.stream.topic_watch import ANEW_CHOICES, METADATA_AGE_S, check_topic_id, watch_topic
+from trainer.stream.topic_watch import (
+    ANEW_CHOICES,
+    METADATA_AGE_S,
+    TopicWatch,
+    check_topic_id,
+    watch_topic,
+)
 
 REQUEST_TIMEOUT_S = 30.0
 WAIT_S = 0.1
@@ -94,14 +100,14 @@ class KafkaSource:
         mine = [partition for partition in everything if partition % world_size == rank]
         _check_partitions(kafka.topic, everything, known)
         consumer = _consumer(kafka, options)
-        try:
-            watch = watch_topic(consumer, kafka.topic, num_partitions=self.num_partitions)
-            check_topic_id(kafka.topic, expected=expected_topic_id, found=watch.topic_id)
-            start = _seek(consumer, topic=kafka.topic, partitions=mine, given=known)
-            ends = _ends(consumer, kafka.topic, mine)
-        except BaseException:
-            consumer.close(autocommit=False)
-            raise
+        watch, start, ends = _place(
+            consumer,
+            topic=kafka.topic,
+            num_partitions=self.num_partitions,
+            expected_topic_id=expected_topic_id,
+            mine=mine,
+            given=known,
+        )
         self.topic_id = watch.topic_id
         """The id that the broker gave the topic when it was made; "" where the broker has no such ids."""
         self._shared = Shared(
@@ -121,6 +127,8 @@ class KafkaSource:
             letters=DeadLetterWriter(kafka.dead_letter_topic, options=options),
             watch=watch,
         )
+        self._letters = DeadLetterWriter(kafka.dead_letter_topic, options=options)
+        """The caller's own, since a writer belongs to one thread."""
         self._thread.start()
 
     @property
@@ -221,6 +229,24 @@ class KafkaSource:
         with self._shared.changed:
             return self._shared.buffer.num_buffered
 
+    def refuse(self, batch: Batch, *, reason: str, text: str) -> None:
+        """Write the batch's impressions to the dead-letter topic, each with its id and where it came from.
+
+        They are stored when this returns, so that no checkpoint passes them before.
+        Raises: StreamError if they could not be stored.
+        """
+        letters = letters_of(
+            batch.impressions,
+            spans=batch.spans,
+            schema=self._schema,
+            topic=self._kafka.topic,
+            reason=reason,
+            text=text,
+        )
+        for letter in letters:
+            self._letters.write(letter)
+        self._letters.flush()
+
     def commit(self, positions: Iterable[Position]) -> None:
         """Tell the consumer group how far a checkpoint has come; returns at once, the newest call wins."""
         with self._shared.changed:
@@ -232,7 +258,33 @@ class KafkaSource:
         with self._shared.changed:
             self._shared.stopping = True
             self._shared.changed.notify_all()
-        self._thread.join(timeout=REQUEST_TIMEOUT_S)
+        try:
+            self._letters.close()
+        finally:
+            self._thread.join(timeout=REQUEST_TIMEOUT_S)
+
+
+def _place(
+    consumer: KafkaConsumer,
+    *,
+    topic: str,
+    num_partitions: int,
+    expected_topic_id: str,
+    mine: list[int],
+    given: Mapping[int, Position],
+) -> tuple[TopicWatch, tuple[Position, ...], dict[int, int]]:
+    """Make sure of the topic and seek; a consumer that cannot be placed is closed.
+
+    Returns: the watch over the topic, where each partition starts, where each ends by now.
+    """
+    try:
+        watch = watch_topic(consumer, topic, num_partitions=num_partitions)
+        check_topic_id(topic, expected=expected_topic_id, found=watch.topic_id)
+        start = _seek(consumer, topic=topic, partitions=mine, given=given)
+        return watch, start, _ends(consumer, topic, mine)
+    except BaseException:
+        consumer.close(autocommit=False)
+        raise
 
 
 def _check_partitions(topic: str, everything: list[int], known: Mapping[int, Position]) -> None:

@@ -6,11 +6,12 @@ import pytest
 
 from trainer.config.config import KafkaConfig
 from trainer.errors import StreamError
-from trainer.stream.bad_budget import BadBudget
+from trainer.stream.bad_budget import BadBudget, allowance_of_stream
 
 
 def _budget(share_max: float, window: int) -> BadBudget:
-    return BadBudget(KafkaConfig(topic="t", bad_share_max=share_max, bad_window=window))
+    kafka = KafkaConfig(topic="t", bad_share_max=share_max, bad_window=window)
+    return BadBudget(allowance_of_stream(kafka))
 
 
 def test_the_share_may_be_reached_and_not_passed():
