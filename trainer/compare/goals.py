@@ -38,6 +38,10 @@ def goal_lines(summary: Summary, *, aim: Aim = "published_gain") -> list[str]:
             f"{pepnet.means[column].mean - difference.mean:.4f}: {_said(difference)}; "
             f"{_verdict(difference, domain=domain, aim=aim)}"
         )
+        expected = pepnet.differences.get(Column(domain, MEAN, "expected_gauc"))
+        if expected is not None:
+            against = summary.references[Column(domain, MEAN, "expected_gauc")]
+            lines.append(f"  by the true probabilities, against {against}: {_said(expected)}")
         strict = _cell_by_cell(summary, pepnet, domain=domain)
         if strict is not None:
             lines.append(f"  against the best baseline of every single cell of {domain}: {_said(strict)}")

@@ -85,8 +85,8 @@ def slices(event_ms_N: npt.NDArray[np.int64], protocol: Protocol, *, where: str)
         num_days = len(np.unique(day_N))
         raise DataError(
             f"{where}: no impressions for {', '.join(empty)}: the split needs {protocol.test_days} + "
-            f"{protocol.validation_days} last days and at least one before them, found {len(day_N)} impressions "
-            f"on {num_days} days"
+            f"{protocol.validation_days} last days and at least one before them, found {len(day_N)} "
+            f"impressions on {num_days} days"
         )
     return slice_N
 

@@ -1,4 +1,4 @@
-"""From the runs' cells to what the table shows: a mean over seeds for each model and column, and how it compares.
+"""From the runs' cells to what the table shows: means over seeds by model and column, and how they compare.
 
 A column is (domain, task, metric). Beside the tasks each domain has their mean, and all domains together have
 the mean of that.
@@ -17,7 +17,7 @@ from trainer.compare.plan import TRUTH, RunSpec, Variant
 from trainer.compare.run import RunResult
 from trainer.compare.statistics import Difference, Estimate, estimate, paired
 
-METRICS = ("gauc", "auc")
+METRICS = ("gauc", "auc", "expected_gauc")
 MEAN = "mean"
 ALL_DOMAINS = "all"
 
@@ -68,9 +68,15 @@ class Summary:
         return next((row for row in self.rows if row.name == name), None)
 
     def columns(self, metric: str) -> list[Column]:
-        """Domain by domain, tasks and then their mean."""
+        """Domain by domain, tasks and then their mean; the mean of all domains last."""
         columns = [Column(domain, task, metric) for domain in self.domains for task in (*self.tasks, MEAN)]
         return columns + ([Column(ALL_DOMAINS, MEAN, metric)] if len(self.domains) > 1 else [])
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those that are defined anywhere."""
+        found = {column.metric for row in self.rows for column in row.means}
+        return tuple(metric for metric in METRICS if metric in found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +225,6 @@ def _cell_notes(by_variant: Mapping[str, Mapping[int, _Trained]]) -> list[str]:
                 undefined.setdefault(why, []).append(seed)
     notes = [f"{why} (seeds {', '.join(map(str, seeds))})" for why, seeds in undefined.items()]
     notes.append(
-        f"GAUC: users with one class are skipped, {one_class:,} of {users:,} (user, domain, task, seed) in all"
+        f"GAUC: users with one class are skipped, {one_class:,} of {users:,} (user, domain, task, seed)"
     )
     return notes

@@ -16,12 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.compare.statistics import CONFIDENCE, SIGNIFICANT_P
-from trainer.compare.summary import ALL_DOMAINS, MEAN, METRICS, Column, Row, Summary
+from trainer.compare.summary import ALL_DOMAINS, MEAN, Column, Row, Summary
 
 BEST, ABOVE, BELOW = "^", "*", "-"
 """Marks of plain text; bold alone would be lost in a file."""
 NOT_DEFINED = "n/a"
-WIDTH = 100
+WIDTH = 112
+TITLES = {"gauc": "GAUC", "auc": "AUC", "expected_gauc": "expected GAUC"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,30 +37,34 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """The rows of one domain and metric."""
+    """The rows of one domain and metric; a cell for each task and one for their mean."""
 
     title: str
-    columns: list[Column]
     lines: list[tuple[Row, list[Shown]]]
 
 
 def legend(reference: str) -> str:
     return (
-        f"{BEST} best of the column (bold). {ABOVE} above, {BELOW} below {reference} with p < {SIGNIFICANT_P} "
-        "(paired t-test over seeds, not corrected for the number of cells). us: processor time to train one "
-        "impression with all tasks, median."
+        f"{BEST} best of the column (bold). {ABOVE} above, {BELOW} below {reference} with p < "
+        f"{SIGNIFICANT_P}\n(paired t-test over seeds, not corrected for the number of cells). us: processor "
+        "time to train one\nimpression with all tasks, median. expected GAUC: against the true probabilities."
     )
 
 
 def sections(summary: Summary) -> Iterator[Section]:
-    """Domain by domain, GAUC before AUC."""
-    for domain in summary.domains:
-        for metric in METRICS:
-            columns = [column for column in summary.columns(metric) if column.domain == domain]
-            if len(summary.domains) > 1:
-                columns.append(Column(ALL_DOMAINS, MEAN, metric))
-            lines = [(row, [_shown(summary, row, column) for column in columns]) for row in summary.rows]
-            yield Section(f"{domain}, {metric.upper()}", columns, lines)
+    """Domain by domain, GAUC first; the means of all domains last."""
+    for domain in (*summary.domains, *([ALL_DOMAINS] if len(summary.domains) > 1 else [])):
+        for metric in summary.metrics:
+            columns = [
+                Column(domain, task, metric) if domain != ALL_DOMAINS or task == MEAN else None
+                for task in (*summary.tasks, MEAN)
+            ]
+            lines = [
+                (row, [_shown(summary, row, one) if one else Shown("", False, "") for one in columns])
+                for row in summary.rows
+            ]
+            where = "all domains" if domain == ALL_DOMAINS else domain
+            yield Section(f"{where}, {TITLES[metric]}", lines)
 
 
 def _shown(summary: Summary, row: Row, column: Column) -> Shown:
@@ -74,10 +79,6 @@ def _shown(summary: Summary, row: Row, column: Column) -> Shown:
     return Shown(f"{found.mean:.4f}", summary.best.get(column) == row.name, mark)
 
 
-def _heading(column: Column) -> str:
-    return "all domains" if column.domain == ALL_DOMAINS else column.task
-
-
 def _cost(row: Row) -> str:
     return "" if row.cost_us is None else f"{row.cost_us:.0f}"
 
@@ -85,14 +86,10 @@ def _cost(row: Row) -> str:
 def print_table(summary: Summary, *, console: Console) -> None:
     """One table, a block of rows for each domain and metric."""
     table = Table(title=None, show_lines=False, pad_edge=False)
-    first = True
+    table.add_column("model", no_wrap=True)
+    for name in (*summary.tasks, MEAN, "us"):
+        table.add_column(name, justify="right", no_wrap=True)
     for section in sections(summary):
-        if first:
-            table.add_column("model", no_wrap=True)
-            for column in section.columns:
-                table.add_column(_heading(column), justify="right")
-            table.add_column("us", justify="right")
-            first = False
         table.add_row(Text(section.title, style="italic"))
         for row, cells in section.lines:
             texts = [
@@ -116,8 +113,8 @@ def to_text(summary: Summary) -> str:
 
 def to_markdown(summary: Summary) -> str:
     parts = []
+    names = [*summary.tasks, MEAN]
     for section in sections(summary):
-        names = [_heading(column) for column in section.columns]
         parts.append(f"### {section.title}\n")
         parts.append("| model | " + " | ".join(names) + " | µs |")
         parts.append("|---|" + "---|" * (len(names) + 1))
@@ -134,16 +131,14 @@ def _escaped(mark: str) -> str:
 
 def to_latex(summary: Summary) -> str:
     """One tabular for booktabs, a block of rows for each domain and metric."""
-    lines: list[str] = []
+    names = [_tex(name) for name in (*summary.tasks, MEAN)]
+    lines = [
+        f"\\begin{{tabular}}{{l{'r' * (len(names) + 1)}}}",
+        "\\toprule",
+        f"model & {' & '.join(names)} & $\\mu$s \\\\",
+    ]
     for section in sections(summary):
-        if not lines:
-            names = " & ".join(_tex(_heading(column)) for column in section.columns)
-            lines += [
-                f"\\begin{{tabular}}{{l{'r' * (len(section.columns) + 1)}}}",
-                "\\toprule",
-                f"model & {names} & $\\mu$s \\\\",
-            ]
-        width = len(section.columns) + 2
+        width = len(names) + 2
         lines += ["\\midrule", f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{_tex(section.title)}}}}} \\\\"]
         for row, cells in section.lines:
             texts = []
@@ -169,7 +164,7 @@ def to_csv(summary: Summary) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for metric in METRICS:
+    for metric in summary.metrics:
         for column in summary.columns(metric):
             for row in summary.rows:
                 writer.writerow(_csv_line(summary, row, column))

@@ -114,8 +114,8 @@ def _recording(folder, *, header=HEADER, bad=""):
     lines = [header]
     for number in range(90):
         time_ms = 1_650_000_000_000 + number * day_ms // 30
-        line = f"{number % 2},{number % 2 + 10},0,0,{time_ms},9000,{(1, 4)[number % 3 == 0]},{number % 2},0,0,0,0,0,1"
-        lines.append(line)
+        one, tab = number % 2, 4 if number % 3 == 0 else 1
+        lines.append(f"{one},{one + 10},0,0,{time_ms},9000,{tab},{one},0,0,0,0,0,1")
     if bad:
         lines[5] = bad
     with gzip.open(folder / "log_standard.csv.gz", "wt") as file:

@@ -92,9 +92,11 @@ def test_an_undefined_metric_is_none_and_says_why(labels, users, known, why):
 
 
 def test_labels_and_scores_of_another_kind_are_refused():
-    with pytest.raises(DataError, match="label 'hate' must be 0 or 1, found 0.5"):
+    with pytest.raises(DataError, match=r"label 'hate' must be 0 or 1, found 0\.5"):
         _one([0.5, 1], [1, 1])
-    with pytest.raises(ValueError, match=r"scores \(2, 1\), labels \(2, 2\) and known \(2, 1\) must be \[2, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"scores \(2, 1\), labels \(2, 2\) and known \(2, 1\) must be \[2, 1\]"
+    ):
         evaluate(
             np.zeros((2, 1)),
             labels_NT=np.zeros((2, 2)),
@@ -117,7 +119,7 @@ def test_labels_and_scores_of_another_kind_are_refused():
 
 
 def test_expected_gauc_is_the_mean_of_gauc_over_drawn_labels():
-    """Every pair weighted by how probable it is, against the ratio of means over all labelings of one user."""
+    """Every pair of one user counts by how probable it is."""
     rng = np.random.default_rng(3)
     scores = (rng.integers(0, 4, 5) / 3).astype(np.float32)
     truth = rng.random(5)

@@ -157,7 +157,7 @@ def test_every_feature_gets_the_dim_of_the_variant(make_specs):
 
 
 def test_an_option_that_no_model_has_is_refused(make_specs):
-    with pytest.raises(ConfigError, match="variant 'pepnet': .*gate_colour"):
+    with pytest.raises(ConfigError, match=r"variant 'pepnet': .*gate_colour"):
         config_of(make_specs(gate_colour="red")[0])
 
 
