@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -95,9 +96,10 @@ def with_room(config: Config, *, num_keys: dict[int, int]) -> Config:
 
 
 def data_key(settings: Settings, config: Config) -> str:
-    """A digest of all that decides the columns of a seed, but for the code that draws them."""
+    """A digest of all that decides the columns of a seed, the code that draws them included: drawing them
+    once more than needed takes seconds."""
     schema = config.schema
-    meaning: list[object] = [schema.hash(), settings.protocol]
+    meaning: list[object] = [_drawing_code(), schema.hash(), settings.protocol]
     if settings.data:
         meaning += [str(Path(settings.data).resolve()), _files(Path(settings.data))]
     else:
@@ -105,6 +107,13 @@ def data_key(settings: Settings, config: Config) -> str:
         stream = replace(config.produce, impressions_per_s=1, record_impressions=1)
         meaning += [stream, config.seed, config.impressions]
     return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()[:16]
+
+
+@cache
+def _drawing_code() -> str:
+    package = Path(__file__).parent
+    files = [*sorted((package.parent / "data").glob("*.py")), package / "dataset.py", package / "protocol.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _files(path: Path) -> list[tuple[str, int, int]]:

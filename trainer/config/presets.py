@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 
 from msgspec.structs import replace
@@ -150,7 +151,9 @@ PRESETS: dict[str, Callable[[], Config]] = {
 
 
 def preset(name: str) -> Config:
-    """Raises: ConfigError naming the presets there are."""
+    """Raises: ConfigError naming the closest preset and all that there are."""
     if name not in PRESETS:
-        raise ConfigError(f"unknown preset '{name}'; there are: {', '.join(sorted(PRESETS))}")
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        meant = f" (did you mean '{close[0]}'?)" if close else ""
+        raise ConfigError(f"unknown preset '{name}'{meant}; there are: {', '.join(sorted(PRESETS))}")
     return PRESETS[name]()

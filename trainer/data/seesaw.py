@@ -90,7 +90,9 @@ def plant(
 
 def turn(rng: np.random.Generator, width: int, *, cosine: float) -> npt.NDArray[np.float64]:
     """A random rotation that takes every vector to one at the same angle from it: float64 [K, K], K even."""
-    basis_KK, _ = np.linalg.qr(rng.standard_normal((width, width)))
+    basis_KK, upper_KK = np.linalg.qr(rng.standard_normal((width, width)))
+    # Without this the signs follow the algorithm's convention, and turns lean to one side.
+    basis_KK *= np.sign(np.diag(upper_KK))
     quarter_KK = np.kron(np.eye(width // 2), np.array([[0.0, 1.0], [-1.0, 0.0]]))
     sine = np.sqrt(max(0.0, 1.0 - cosine**2))
     turned_KK: npt.NDArray[np.float64] = cosine * np.eye(width) + sine * (basis_KK @ quarter_KK @ basis_KK.T)

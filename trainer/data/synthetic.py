@@ -161,6 +161,23 @@ class SyntheticStream:
                 np.concatenate([part_NT for _, part_NT in waiting]),
             )
 
+    def probe(self, *, num_users: int, num_items: int) -> Floats:
+        """True logits of users by items in every domain, seen there or not: float32 [D, U, I, T], in
+        the schema's order. They are drawn as in the middle of the stream, items from all domains."""
+        rng = np.random.default_rng([self._seed, 4])
+        num = max(num_users, num_items)
+        middle = self._draw(rng, np.full(num, self._event_s / 2))
+        user_P = np.repeat(middle.user_N[:num_users], num_items)
+        item_P = np.tile(middle.item_N[:num_items], num_users)
+        event_s_P = np.full(len(user_P), self._event_s / 2)
+        logits_DPT = np.stack(
+            [
+                self._logits(_Draw(event_s_P, np.full(len(user_P), domain, np.uint8), user_P, item_P))
+                for domain in self._domain_index
+            ]
+        )[:, :, self._task_index]
+        return logits_DPT.reshape(len(self._domain_index), num_users, num_items, len(self._task_index))
+
     def _chunks(self) -> Iterator[tuple[Impressions, Floats]]:
         """The whole stream, a chunk at a time."""
         click = table1.TASKS.index("click")
@@ -354,4 +371,10 @@ def _check_schema(schema: SchemaConfig) -> None:
         if unknown:
             raise ConfigError(
                 f"schema: the synthetic stream has no {what} {', '.join(unknown)}; it has {', '.join(known)}"
+            )
+    for task in schema.tasks:
+        if task.label != "recorded":
+            raise ConfigError(
+                f"schema: task '{task.name}': label '{task.label}' is made of watch time; the synthetic "
+                f"stream draws its labels and has none, so label must be 'recorded'"
             )
