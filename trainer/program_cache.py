@@ -17,6 +17,7 @@ import structlog
 
 from param_server.client import crc32c
 from trainer.config import Config
+from trainer.model.registry import is_outside
 from trainer.program import export_program
 from trainer.recommender import Recommender
 
@@ -42,7 +43,7 @@ def program_key(config: Config, *, embedding_width: int) -> str:
     made_of = (
         config.schema.hash(),
         # What only says how to train leaves the program as it is.
-        msgspec.structs.replace(config.model, compile=False),
+        msgspec.structs.replace(config.model, compile=False, l2=0.0),
         len(config.schema.tasks),
         embedding_width,
         [version(library) for library in ("torch", "onnx", "onnxscript")],
@@ -53,6 +54,8 @@ def program_key(config: Config, *, embedding_width: int) -> str:
 def program_of(recommender: Recommender, *, config: Config, path: Path | None) -> bytes:
     """The dense model's program. Args: path: where it is kept; None = nowhere.
 
+    A model from outside this package is exported at every start: its code may have changed meanwhile, and the
+    key would not tell.
     Raises: OSError if the file cannot be read or written.
     """
     width = recommender.layout.width
@@ -60,7 +63,7 @@ def program_of(recommender: Recommender, *, config: Config, path: Path | None) -
     def export() -> bytes:
         return export_program(recommender.dense, embedding_width=width)
 
-    if path is None:
+    if path is None or is_outside(config.model.name):
         return export()
     return cached_program(path, key=program_key(config, embedding_width=width), export=export)
 

@@ -21,6 +21,7 @@ from trainer.learning_rate import WarmUp
 from trainer.ledger import Ledger
 from trainer.loop import LoopPaths, StopSwitch, TrainingLoop
 from trainer.metrics import QualityWindow
+from trainer.model import check_can_be_served
 from trainer.program_cache import PROGRAM_FILE
 from trainer.publisher import Publisher
 from trainer.publishing import Publishing, quality_gate
@@ -118,6 +119,8 @@ class _State:
 
 def _restored(config: Config, *, run_dir: Path, ranks: Ranks, on: ExitStack) -> _State:
     recommender = Recommender(config, ranks=ranks)
+    if client is not None:
+        check_can_be_served(recommender.dense, name=config.model.name)
     window = QualityWindow(
         domains=config.schema.domains,
         tasks=config.schema.task_names,

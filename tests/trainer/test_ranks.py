@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from feature_eviction import owner_of
 from trainer.checkpoint import Checkpoints, Progress
@@ -26,14 +28,25 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        # What a rank must not do twice, and what it must know of its own impressions.
+        pytest.param({"name": "ple_md", "l2": 1e-3}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_two_ranks_learn_what_one_rank_learns(
     ranks: Ranks,
     make_config: Callable[..., Config],
     make_batches: Callable[..., list[Impressions]],
     tmp_path: Path,
+    model: dict[str, Any],
 ) -> None:
     """Within float32's reordering of sums; and one rank restores what two have saved, two what one has."""
     config = make_config(batch_size=64)
+    config = replace(config, model=replace(config.model, **model))
     one_rank_dir = str(tmp_path / "one-rank")
     before = Recommender(config, ranks=ranks)
     for batch in make_batches(config, 5):

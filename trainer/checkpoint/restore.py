@@ -111,7 +111,11 @@ def _load_dense(recommender: Recommender, arrays: Arrays) -> None:
 
 
 def check_dense(dense: torch.nn.Module, arrays: Arrays) -> None:
-    """Raises: ValueError if a parameter is missing, or it or Adam's state of it has another shape."""
+    """Raises: ValueError if the parameters are not these, or one or Adam's state of it has another shape."""
+    known = {f"param/{name}" for name, _ in dense.named_parameters()}
+    unknown = sorted(key for key in arrays if key.startswith("param/") and key not in known)
+    if unknown:
+        raise ValueError(f"dense '{unknown[0]}': the model has no such parameter; model.name is another one")
     for name, parameter in dense.named_parameters():
         shape = tuple(parameter.shape)
         for key, expected in (("param", shape), ("step", ()), ("exp_avg", shape), ("exp_avg_sq", shape)):

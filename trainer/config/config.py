@@ -89,7 +89,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must be one or more widths of at least 1, found {list(widths)}")
         self._check_at_least(1, "gate_hidden", "num_experts", "num_own_experts", "ple_levels", "cross_layers")
         if not 0 <= self.l2 < math.inf:
-            raise ValueError(f"l2 must be at least 0, found {self.l2}")
+            raise ValueError(f"l2 must be at least 0 and finite, found {self.l2}")
         if not 0 < self.gate_gamma < math.inf:
             raise ValueError(f"gate_gamma must be above 0, found {self.gate_gamma}")
 

@@ -30,6 +30,9 @@ def compile_dense(dense: nn.Module, *, num_rows: int, width: int, precision: tor
     """
     device = next(dense.parameters()).device
     missing = missing_compiler(device.type)
+    if missing is None and getattr(dense, "uses_domain", False):
+        # It cuts the batch by domain: other shapes in every step, and what is compiled has one.
+        missing = "a model that does not use the domain"
     if missing:
         log.warning("model.compile is on and has no effect", missing=missing, instead="PyTorch as it is")
         return dense

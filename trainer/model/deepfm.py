@@ -17,6 +17,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from trainer.config.config import ModelConfig
+from trainer.model.gate_nu import xavier_uniform
 from trainer.model.layout import FeatureLayout, common_dim, fields_of
 from trainer.model.towers import LogitTowers
 
@@ -31,7 +32,8 @@ class DeepFM(nn.Module):
         super().__init__()
         self.dim = common_dim(layout, needed_by="deepfm: its factorisation machine")
         self.first_order = nn.Linear(layout.width, num_tasks, bias=False)
-        nn.init.xavier_uniform_(self.first_order.weight)
+        # A row is one task's: Xavier's bound is that of a layer with one output.
+        xavier_uniform(self.first_order.weight, fan_in=layout.width, fan_out=1)
         self.deep = LogitTowers(num_towers=num_tasks, widths=(layout.width, *config.tower_widths))
 
     def forward(self, embedding_BE: Tensor, domain_B: Tensor | None = None) -> Tensor:

@@ -78,7 +78,7 @@ def common_dim(layout: FeatureLayout, *, needed_by: str) -> int:
 
 def fields_of(embedding_BE: Tensor, *, dim: int) -> Tensor:
     """E cut into its features' embeddings, float [B, F, dim]; all features have that dim."""
-    return embedding_BE.reshape(len(embedding_BE), -1, dim)
+    return embedding_BE.reshape(-1, embedding_BE.shape[1] // dim, dim)
 
 
 def columns_in(embedding_BE: Tensor, runs: tuple[tuple[int, int], ...]) -> Tensor:

@@ -164,6 +164,6 @@ def check_can_be_served(model: nn.Module, *, name: str) -> None:
     if uses_domain(model):
         raise ConfigError(
             f"model '{name}' uses the domain's index, which replicas cannot give it yet, so it cannot be "
-            "published. Set serving.shard_address = '' to train it without publishing, or choose another "
-            "model."
+            "published. Train it with `python -m trainer train` and serving.shard_address = '', which "
+            "publishes nothing, or choose another model."
         )

@@ -62,7 +62,8 @@ class XDeepFM(nn.Module):
         super().__init__()
         self.dim = common_dim(layout, needed_by="xdeepfm: its interaction network")
         self.linear = nn.Linear(layout.width, num_tasks, bias=False)
-        nn.init.xavier_uniform_(self.linear.weight)
+        # A row is one task's: Xavier's bound is that of a layer with one output.
+        xavier_uniform(self.linear.weight, fan_in=layout.width, fan_out=1)
         self.deep = Towers(num_towers=num_tasks, widths=(layout.width, *config.tower_widths))
         self.cin = CompressedInteraction(
             num_networks=num_tasks, num_features=len(layout.features), row_counts=config.cin_rows

@@ -1,4 +1,4 @@
-"""What is looked at before the first process is started: the recording and the given Kafka."""
+"""What is looked at before the first process is started: the model, the recording and the given Kafka."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from trainer.config import Config
+from trainer.config.config import ModelConfig
 from trainer.data.kuairand import check_recording
 from trainer.errors import ConfigError
 from trainer.run.plan import RunOptions
@@ -17,19 +18,30 @@ _CONNECT_S = 5.0
 
 
 def check_inputs(config: Config, options: RunOptions) -> None:
-    """Look at the recording's first lines, and call the servers for as long as kafka.start_timeout_s.
+    """Build the model, look at the recording's first lines, call the servers for kafka.start_timeout_s.
 
-    Raises: ConfigError if the recording may not be read or the schema is not its own, or no given server is
-        reached; DataError naming the file and what is wrong with it.
+    Raises: ConfigError if there is no such model or it cannot be served, the recording may not be read or the
+        schema is not its own, or no given server is reached; DataError naming the file and what is wrong
+        with it.
 
     A server that is reached may still refuse what the children ask of it; they say so themselves, as they
     alone know how to log in.
     """
+    _check_model(config)
     if options.data is not None:
         _check_readable(options.data)
         check_recording(options.data, config.schema)
     if options.bootstrap_servers is not None:
         _check_reachable(options.bootstrap_servers, timeout_s=config.kafka.start_timeout_s)
+
+
+def _check_model(config: Config) -> None:
+    if config.model.name == ModelConfig().name:
+        # It is there and can be served, and torch takes long to import.
+        return
+    from trainer.model import check_can_be_served, model_of
+
+    check_can_be_served(model_of(config), name=config.model.name)
 
 
 def _check_readable(data: Path) -> None:

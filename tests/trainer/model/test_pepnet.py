@@ -9,6 +9,17 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from tests.trainer.model.equations import (
+    BATCH,
+    NUM_TASKS,
+    domain_view,
+    first_input,
+    gate_nu,
+    joint_gate,
+    relu,
+    sigmoid,
+    task_gate_input,
+)
 from trainer.config import preset
 from trainer.config.config import ModelConfig
 from trainer.errors import ConfigError
@@ -16,69 +27,28 @@ from trainer.model import PEPNet, multi_task_loss
 from trainer.model.gate_nu import gated
 from trainer.model.layout import FeatureLayout, columns_in
 
-NUM_TASKS = 3
-BATCH = 7
-
-Gate = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""W, b, W', b' of equations 2 and 3."""
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-x))
-
-
-def relu(x: np.ndarray) -> np.ndarray:
-    return np.maximum(x, 0.0)
-
-
-def gate_nu(x: np.ndarray, gate: Gate, gamma: float) -> np.ndarray:
-    """Equations 2 and 3."""
-    w, b, w2, b2 = gate
-    return gamma * sigmoid(relu(x @ w + b) @ w2 + b2)
-
-
-def domain_gate(w: dict[str, np.ndarray]) -> Gate:
-    """The model keeps the first matrix in two parts: for the prior, transposed, and for what is only seen."""
-    first = [w["epnet.gate_input.prior.weight"].T]
-    if "epnet.gate_input.seen_weight_SH" in w:
-        first.append(w["epnet.gate_input.seen_weight_SH"])
-    bias = w["epnet.gate_input.prior.bias"]
-    return np.concatenate(first), bias, w["epnet.gate.weight"].T, w["epnet.gate.bias"]
-
-
-def layer_gate(w: dict[str, np.ndarray], layer: int, width_hidden: int) -> Gate:
-    """One layer's Gate NU, I * T wide; the model keeps the first matrices of all layers side by side."""
-    mine = slice(layer * width_hidden, (layer + 1) * width_hidden)
-    first = np.concatenate(
-        [w["ppnet.gate_input.prior.weight"].T[:, mine], w["ppnet.gate_input.seen_weight_SH"][:, mine]]
-    )
-    second = np.concatenate(list(w[f"ppnet.gates.{layer}.weight_TIO"]), axis=1)
-    return first, w["ppnet.gate_input.prior.bias"][mine], second, w[f"ppnet.gates.{layer}.bias_T1O"].flatten()
-
 
 def transcription(e: np.ndarray, model: PEPNet, config: ModelConfig, layout: FeatureLayout) -> np.ndarray:
-    """Equations 4 to 9, one impression and one task at a time."""
+    """Equations 4 to 9, one task at a time."""
     w = {name: p.detach().numpy().astype(np.float64) for name, p in model.named_parameters()}
-    domain = e[:, layout.columns_of("domain")]
-    prior = e[:, layout.columns_of("user", "item", "author")]
     # (5) and (6)
-    gate_input = np.concatenate([domain, e], 1) if config.epnet_input == "domain_and_embedding" else domain
-    delta_domain = gate_nu(gate_input, domain_gate(w), config.gate_gamma)
-    if config.epnet_gate == "field":
-        delta_domain = np.repeat(delta_domain, layout.dims, axis=1)
-    o_ep = delta_domain * e
+    o_ep = domain_view(e, w, config, layout)
     # (7): one Gate NU a layer, split into T gates
-    o_prior = np.concatenate([prior, o_ep], 1)
-    h1 = o_ep
-    if config.first_layer == "hidden":
-        h1 = relu(o_ep @ w["first_hidden.weight"].T + w["first_hidden.bias"])
+    gates_see = task_gate_input(e, o_ep, config, layout)
     num_layers = len(config.tower_widths) + 1
     logits = np.zeros((len(e), NUM_TASKS))
     for task in range(NUM_TASKS):
-        h = h1
+        h = first_input(o_ep, w, config)
         for layer in range(num_layers):
             width = h.shape[1]
-            delta = gate_nu(o_prior, layer_gate(w, layer, config.gate_hidden), config.gate_gamma)
+            gate = joint_gate(
+                w,
+                gate_input="ppnet.gate_input",
+                second=f"ppnet.gates.{layer}",
+                index=layer,
+                width_hidden=config.gate_hidden,
+            )
+            delta = gate_nu(gates_see, gate, config.gate_gamma)
             delta_task = delta[:, task * width : (task + 1) * width]
             # (8) and (9): the gate multiplies the layer's input
             weight = w[f"ppnet.layers.{layer}.weight_TIO"][task]
@@ -105,12 +75,17 @@ def make(**changes: Any) -> tuple[PEPNet, ModelConfig, FeatureLayout, torch.Tens
 @pytest.mark.parametrize("first_layer", ["epnet_output", "hidden"])
 @pytest.mark.parametrize("epnet_input", ["domain_and_embedding", "domain"])
 @pytest.mark.parametrize("epnet_gate", ["element", "field"])
+@pytest.mark.parametrize("ppnet_input", ["prior_and_embedding", "prior"])
 @pytest.mark.parametrize("gate_gamma", [2.0, 3.0])
 def test_pepnet_equals_its_equations(
-    first_layer: str, epnet_input: str, epnet_gate: str, gate_gamma: float
+    first_layer: str, epnet_input: str, epnet_gate: str, ppnet_input: str, gate_gamma: float
 ) -> None:
     model, config, layout, embedding_BE = make(
-        first_layer=first_layer, epnet_input=epnet_input, epnet_gate=epnet_gate, gate_gamma=gate_gamma
+        first_layer=first_layer,
+        epnet_input=epnet_input,
+        epnet_gate=epnet_gate,
+        ppnet_input=ppnet_input,
+        gate_gamma=gate_gamma,
     )
     expected = transcription(embedding_BE.numpy().astype(np.float64), model, config, layout)
     found = model.double()(embedding_BE.double()).detach().numpy()
@@ -142,6 +117,30 @@ def test_gate_inputs_get_no_gradient_through_stop_gradient_but_priors_do() -> No
     model.ppnet(prior_BP, embedding_BE, torch.ones_like(embedding_BE)).sum().backward()
     touched = set(torch.nonzero(embedding_BE.grad.abs().sum(0)).flatten().tolist())
     assert touched == set(layout.columns_of("user", "item", "author"))
+
+
+def test_gate_input_gradient_trains_what_the_gates_see_and_leaves_the_logits() -> None:
+    stopped, _, _, embedding_BE = make()
+    open_, _, layout, _ = make(gate_input_gradient=True)
+    assert torch.equal(stopped(embedding_BE), open_(embedding_BE))
+    embedding_BE.requires_grad_(True)
+    (x_BH,) = open_.epnet.gate_input(embedding_BE[:, layout.columns_of("domain")], embedding_BE)
+    open_.epnet.gate(x_BH).sum().backward()
+    assert embedding_BE.grad is not None
+    assert (embedding_BE.grad.abs().sum(0) > 0).all()
+    embedding_BE.grad = None
+    prior_BP = embedding_BE[:, layout.columns_of("user", "item", "author")]
+    open_.ppnet(prior_BP, embedding_BE, torch.ones_like(embedding_BE)).sum().backward()
+    assert (embedding_BE.grad.abs().sum(0) > 0).all()
+
+
+def test_gates_that_see_the_prior_alone_have_no_weights_for_more() -> None:
+    model, config, layout, _ = make(epnet_input="domain", ppnet_input="prior")
+    assert [name for name, _ in model.named_parameters() if "seen" in name] == []
+    assert model.ppnet.gate_input.prior.weight.shape == (
+        3 * config.gate_hidden,
+        len(layout.columns_of("user", "item", "author")),
+    )
 
 
 def test_gates_differ_between_tasks() -> None:

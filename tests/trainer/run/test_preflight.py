@@ -47,6 +47,23 @@ def test_address_without_host_or_port_is_refused(
         check_inputs(small_config, replace(options, bootstrap_servers=server))
 
 
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("pepnt", "unknown model 'pepnt'; the closest are pepnet"),
+        ("specific_top", r"'specific_top' uses the domain's index.*serving\.shard_address = ''"),
+        ("nowhere_at_all:Model", "there is no module 'nowhere_at_all'"),
+    ],
+)
+def test_a_model_that_cannot_be_built_or_served_is_refused_before_anything_starts(
+    small_config: Config, options: RunOptions, name: str, named: str
+) -> None:
+    model = msgspec.structs.replace(small_config.model, name=name)
+    with pytest.raises(ConfigError, match=named):
+        run_all(msgspec.structs.replace(small_config, model=model), options)
+    assert not options.out_dir.exists()
+
+
 def test_recording_that_may_not_be_read_is_refused(
     small_config: Config, options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
