@@ -120,7 +120,7 @@ class TrainingLoop:
 
     def __post_init__(self) -> None:
         self._reporter = StatusReporter(self.config, ranks=self.ranks)
-        self._skipped = SkippedBatches(self.config)
+        self._skipped = SkippedBatches(self.config, progress=self.progress)
         self._newest = (self.progress.event_time_s, self.progress.produced_ms_newest)
         self._mapper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="map")
         self.source = self._open_source(self.positions)
@@ -271,7 +271,6 @@ class TrainingLoop:
             self._skipped.skip(
                 fetched.batch,
                 source=self.source,
-                progress=progress,
                 num_impressions=agreed.num_impressions,
                 not_finite=learned.not_finite,
             )

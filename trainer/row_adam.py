@@ -25,7 +25,8 @@ class RowAdam:
     """The moments of one table on this rank."""
 
     def __init__(self, rows_CD: Tensor, *, learning_rate: float) -> None:
-        self._rows_CD = rows_CD
+        # `.data`: autograd watches the rows themselves, and cannot know that backward does not read them.
+        self._rows_CD = rows_CD.data
         self._learning_rate = learning_rate
         self._num_steps = 0
         self.first_CD = torch.zeros_like(rows_CD)

@@ -32,9 +32,8 @@ def allowance_of_training(config: Config) -> Allowance:
         advice="The loss or a gradient of their batches is not finite; nothing of these batches was applied, "
         f"and their impressions are in '{config.kafka.dead_letter_topic}'. If every batch is like this, the "
         "model has gone wrong before: move the newest checkpoints out of their directory and start again "
-        f"with a lower optimizer.dense_learning_rate (it is {config.optimizer.dense_learning_rate:g}). If only "
-        "some are, look at what their dead letters share. To train past them, start once with a higher "
-        "train.non_finite_share_max (1 = never stop)",
+        "with lower learning rates. If only some are, look at what their dead letters share. To train past "
+        "them, start once with a higher train.non_finite_share_max (1 = never stop)",
         error=NotFiniteError,
     )
 
@@ -42,22 +41,22 @@ def allowance_of_training(config: Config) -> Allowance:
 class SkippedBatches:
     """Counts batches of all ranks together, so that all ranks stop at the same step."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, progress: Progress) -> None:
+        """Args: progress: the loop's; the dead letters are counted there."""
+        self._progress = progress
         self._budget = BadBudget(allowance_of_training(config))
 
     def learned(self, num_impressions: int) -> None:
         """Args: num_impressions: of all ranks, here and below."""
         self._budget.add(num_impressions, {}, origin="")
 
-    def skip(
-        self, batch: Batch, *, source: KafkaSource, progress: Progress, num_impressions: int, not_finite: str
-    ) -> None:
-        """Store the dead letters of this rank's part and count the batch.
+    def skip(self, batch: Batch, *, source: KafkaSource, num_impressions: int, not_finite: str) -> None:
+        """Store the dead letters of this rank's part of the newest step's batch, and count it.
 
-        Args: progress: its step is this batch's.
         Raises: NotFiniteError beyond the share that is allowed, StreamError if a letter could not be stored.
         """
-        step, own = progress.step, len(batch.impressions)
+        progress, own = self._progress, len(batch.impressions)
+        step = progress.step
         log.warning("batch skipped", step=step, impressions=num_impressions, not_finite=not_finite)
         source.refuse(batch, reason=REASON, text=f"step {step}: the {not_finite} of its batch is not finite")
         if own:
