@@ -119,7 +119,7 @@ class _State:
 
 def _restored(config: Config, *, run_dir: Path, ranks: Ranks, on: ExitStack) -> _State:
     recommender = Recommender(config, ranks=ranks)
-    if client is not None:
+    if config.serving.shard_addresses:
         check_can_be_served(recommender.dense, name=config.model.name)
     window = QualityWindow(
         domains=config.schema.domains,
