@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 class Size(NamedTuple):
     seeds: int
     impressions: int
+    epochs: int
+    """At most, in batch mode."""
 
 
-DEFAULT = Size(3, 500_000)
-FULL = Size(5, 2_000_000)
-QUICK = Size(2, 120_000)
+DEFAULT = Size(3, 500_000, 3)
+FULL = Size(5, 2_000_000, 2)
+QUICK = Size(2, 200_000, 2)
 QUICK_MODELS = ("shared_bottom", "mmoe", "dcnv2_mt", "pepnet")
 RECORDING_TIME_ZONE_H = 8
 
@@ -42,10 +44,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     compare.add_argument("--preset", help="the stream: seesaw (default), one_domain, ...")
     compare.add_argument("--data", type=Path, help="KuaiRand file or folder instead of the synthetic stream")
     compare.add_argument("--mode", choices=("batch", "online"), default="batch")
-    compare.add_argument("--epochs", type=_count, default=1, help="batch mode: the best on validation counts")
+    compare.add_argument(
+        "--epochs", type=_count, help="batch mode: at most so many (3); the best on the validation day counts"
+    )
     compare.add_argument("--min-interactions", type=_count, help="of users and items that are kept (10)")
-    compare.add_argument("--dense-lr", type=_rate, help="instead of the preset's, for all models")
-    compare.add_argument("--embedding-lr", type=_rate, help="instead of the preset's, for all models")
+    compare.add_argument("--dense-lr", type=_rate, help="Adam's, for all models (0.003)")
+    compare.add_argument("--embedding-lr", type=_rate, help="AdaGrad's, for all models (0.1)")
     compare.add_argument("--workers", type=_count, help="processes at a time (default: the processors)")
     compare.add_argument("--out", type=Path, default=Path("freshet-compare"))
     compare.set_defaults(command=_compare)
@@ -98,7 +102,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     from trainer.config import preset
 
     size = FULL if options.full else QUICK if options.quick else DEFAULT
-    rates = {"dense_learning_rate": options.dense_lr, "embedding_learning_rate": options.embedding_lr}
+    chosen = {"dense_learning_rate": options.dense_lr, "embedding_learning_rate": options.embedding_lr}
     name = options.preset or ("kuairand" if options.data is not None else "seesaw")
     # An unknown preset is refused before anything is drawn.
     preset(name)
@@ -111,11 +115,11 @@ def _settings(options: argparse.Namespace) -> Settings:
             preset=name,
             data="" if options.data is None else str(options.data),
             mode=options.mode,
-            epochs=options.epochs,
+            epochs=options.epochs or (1 if options.mode == "online" else size.epochs),
             seeds=options.seeds or size.seeds,
             impressions=options.impressions or size.impressions,
             protocol=protocol,
-            config_overrides={name: rate for name, rate in rates.items() if rate is not None},
+            **{name: rate for name, rate in chosen.items() if rate is not None},
         )
     except ValueError as error:
         raise ConfigError(f"compare: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -34,20 +35,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: str = ""
     """A KuaiRand file or folder in the place of the synthetic stream."""
     mode: Mode = "batch"
-    epochs: int = 1
+    epochs: int = 3
     """Batch mode: at most so many; the one that is best on the validation day is judged."""
     seeds: int = 3
     impressions: int = 500_000
     """Drawn for each seed, before the filter; a recording is read to its end."""
     batch_size: int = 1024
     protocol: Protocol = Protocol()
-    config_overrides: dict[str, float] = {}
-    """Learning rates in the place of the preset's, by the name in `optimizer`."""
+    dense_learning_rate: float = 3e-3
+    embedding_learning_rate: float = 0.1
+    """Of Adam and of AdaGrad, the same for all models; how they were chosen: docs/compare.md."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "seeds", "impressions", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("dense_learning_rate", "embedding_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
         if self.mode == "online" and self.epochs != 1:
             raise ValueError(
                 f"mode 'online' sees every impression once: epochs must be 1, found {self.epochs}"
@@ -68,7 +73,13 @@ def base_config(settings: Settings, *, seed: int) -> Config:
         impressions=settings.impressions,
         schema=replace(config.schema, features=features),
         train=replace(config.train, batch_size=settings.batch_size, num_threads=1),
-        optimizer=replace(config.optimizer, **settings.config_overrides),
+        optimizer=replace(
+            config.optimizer,
+            dense_learning_rate=settings.dense_learning_rate,
+            embedding_learning_rate=settings.embedding_learning_rate,
+            # Where Adam learns the rows too, it is one Adam throughout.
+            embedding_adam_learning_rate=settings.dense_learning_rate,
+        ),
     )
 
 

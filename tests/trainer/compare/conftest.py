@@ -18,7 +18,9 @@ MakeSpecs = Callable[..., list[RunSpec]]
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    return Settings(impressions=6_000, seeds=2, batch_size=256, protocol=Protocol(interactions_min=2))
+    return Settings(
+        impressions=6_000, seeds=2, epochs=1, batch_size=256, protocol=Protocol(interactions_min=2)
+    )
 
 
 @pytest.fixture(scope="session")

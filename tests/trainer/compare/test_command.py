@@ -40,11 +40,12 @@ def test_the_default_set_is_all_models_on_three_seeds():
 
 
 @pytest.mark.parametrize(
-    ("size", "seeds", "impressions"), [("--full", 5, 2_000_000), ("--quick", *command.QUICK)]
+    ("size", "expected"), [("--full", (5, 2_000_000, 2)), ("--quick", tuple(command.QUICK))]
 )
-def test_sizes_are_what_they_are_said_to_be(size, seeds, impressions):
+def test_sizes_are_what_they_are_said_to_be(size, expected):
     settings = _options(size).settings
-    assert (settings.seeds, settings.impressions) == (seeds, impressions)
+    assert (settings.seeds, settings.impressions, settings.epochs) == expected
+    assert _options(size, "--mode", "online").settings.epochs == 1
     assert _options(size, "--seeds", "4").settings.seeds == 4
 
 
@@ -161,3 +162,28 @@ def test_a_run_that_fails_is_reported_and_the_others_are_not_lost(tmp_path):
     assert "shared_bottom-seed2: " in error
     assert "the columns cannot be read" in error
     assert "shared_bottom, seed 2: left out, since 1 of its 1 runs failed" in out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+def test_the_quick_set_ends_and_its_models_have_learned(tmp_path):
+    """Better than chance, and not better than the truth."""
+    quick = subprocess.run(
+        [sys.executable, "-m", "trainer", "compare", "--quick", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=1_700,
+        check=False,
+    )
+    assert quick.returncode == 0, quick.stderr
+    with (tmp_path / "cells.csv").open() as file:
+        found = {
+            line["model"]: float(line["mean"])
+            for line in csv.DictReader(file)
+            if (line["domain"], line["metric"]) == ("all", "expected_gauc")
+        }
+    assert found.keys() == {*command.QUICK_MODELS, TRUTH}
+    assert found[TRUTH] > 0.7
+    for model in command.QUICK_MODELS:
+        assert 0.55 < found[model] < found[TRUTH] - 0.02, found
+    assert quick.stdout.count("GOAL mean GAUC in ") == 3

@@ -112,7 +112,7 @@ def test_a_model_learns_and_the_truth_is_better(tmp_path, ranks):
     """5,000 clicks are enough to be far from chance; nothing that was learned beats the truth."""
     from trainer.compare.dataset import prepare
 
-    settings = Settings(impressions=20_000, batch_size=128, protocol=Protocol(interactions_min=3))
+    settings = Settings(impressions=20_000, epochs=1, batch_size=128, protocol=Protocol(interactions_min=3))
     path, facts = prepare(settings, seed=1, folder=tmp_path)
     data = load(path)
     found = {}
@@ -140,7 +140,7 @@ def test_the_hash_names_what_decides_the_result(make_specs, settings):
         *make_specs("shared_bottom"),
         *make_specs(settings=replace(settings, epochs=2)),
         *make_specs(settings=replace(settings, mode="online")),
-        *make_specs(settings=replace(settings, config_overrides={"dense_learning_rate": 1e-4})),
+        *make_specs(settings=replace(settings, dense_learning_rate=1e-4)),
         replace(spec, seed=2),
         *make_specs("deepfm"),
     ]
