@@ -119,8 +119,8 @@ class _Feeder(threading.Thread):
                 if self._stopped:
                     return
                 why = f"{spec.name}: the worker ended with code {code}\n{_last(words)}"
+                self._end()
                 self._events.put(Event(spec, Message(error=why)))
-                self._process = None
 
     def _worker(self, words: IO[bytes]) -> subprocess.Popen[bytes] | None:
         """The living worker, or a new one; None when all is to stop."""
