@@ -63,7 +63,7 @@ def compare(options: CompareOptions) -> int:
     summary = _summary(options, plan)
     lines = _lines(options, plan, summary)
     _write(options, summary, lines)
-    out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else table.WIDTH)
+    out = Console(file=sys.stdout, width=table.WIDTH)
     table.print_table(summary, console=out)
     sys.stdout.write("\n".join(lines) + f"\nwritten to {options.out_dir}\n")
     for failure in plan.failures:
@@ -166,7 +166,7 @@ def _summary(options: CompareOptions, plan: _Plan) -> Summary:
 def _lines(options: CompareOptions, plan: _Plan, summary: Summary) -> list[str]:
     """What is said below the table."""
     reference = WHOLE.name if options.ablations else "the best baseline"
-    lines = [table.legend(reference)]
+    lines = [table.legend(summary, reference=reference)]
     lines += [f"note: {note}" for note in summary.notes]
     other = of_other_code(list(plan.done.values()))
     if other:

@@ -21,7 +21,9 @@ from trainer.compare.summary import ALL_DOMAINS, MEAN, Column, Row, Summary
 BEST, ABOVE, BELOW = "^", "*", "-"
 """Marks of plain text; bold alone would be lost in a file."""
 NOT_DEFINED = "n/a"
-WIDTH = 112
+MODEL_WIDTH = 20
+WIDTH = 120
+"""Of the printed table; on a narrower terminal its lines wrap, but no figure is cut."""
 TITLES = {"gauc": "GAUC", "auc": "AUC", "expected_gauc": "expected GAUC"}
 
 
@@ -43,11 +45,12 @@ class Section:
     lines: list[tuple[Row, list[Shown]]]
 
 
-def legend(reference: str) -> str:
+def legend(summary: Summary, *, reference: str) -> str:
+    expected = " expected GAUC: against the true probabilities." if "expected_gauc" in summary.metrics else ""
     return (
         f"{BEST} best of the column (bold). {ABOVE} above, {BELOW} below {reference} with p < "
         f"{SIGNIFICANT_P}\n(paired t-test over seeds, not corrected for the number of cells). us: processor "
-        "time to train one\nimpression with all tasks, median. expected GAUC: against the true probabilities."
+        f"time to train one\nimpression with all tasks, median.{expected}"
     )
 
 
@@ -86,7 +89,8 @@ def _cost(row: Row) -> str:
 def print_table(summary: Summary, *, console: Console) -> None:
     """One table, a block of rows for each domain and metric."""
     table = Table(title=None, show_lines=False, pad_edge=False)
-    table.add_column("model", no_wrap=True)
+    # A title may take two lines.
+    table.add_column("model", max_width=MODEL_WIDTH)
     for name in (*summary.tasks, MEAN, "us"):
         table.add_column(name, justify="right", no_wrap=True)
     for section in sections(summary):

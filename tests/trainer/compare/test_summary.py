@@ -182,6 +182,18 @@ def test_the_printed_table_marks_the_best_and_what_is_significant(won):
     assert "shared\\_bottom" in table.to_latex(won)
 
 
+def test_nothing_of_the_whole_table_is_cut(make_specs):
+    """The domains and tasks of the synthetic stream, and the longest names of models."""
+    domains = ("discovery", "featured_video", "slide")
+    tasks = ("like", "follow", "forward", "hate", "click", "effective_view")
+    cells = [_cell(domain, task, 0.6, expected_gauc=0.6) for domain in domains for task in tasks]
+    runs = [_run(make_specs, model, 1, cells) for model in (TRUTH, "towers 128-100-64", "pepnet")]
+    text = table.to_text(summarise(runs, domains=domains, tasks=tasks))
+    assert "…" not in text
+    assert "effective_view" in text
+    assert max(map(len, text.split("\n"))) <= table.WIDTH
+
+
 def test_csv_holds_every_cell_and_seed(won):
     lines = list(csv.DictReader(io.StringIO(table.to_csv(won))))
     columns = [*won.columns("gauc"), *won.columns("auc")]
