@@ -1,4 +1,4 @@
-"""The command line: `python -m trainer {run,train,produce,broker,config,calibration,checkpoints}`."""
+"""The command line: `python -m trainer {run,train,produce,broker,config,calibration,checkpoints,compare}`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from feature_eviction import FeatureEvictionError
 from param_server.client import ClientSecurity, ParamServerError
 from trainer.checkpoint_commands import add_commands
+from trainer.compare.command import add_command as add_compare
 from trainer.config import Config, load_config, preset, to_toml
 from trainer.config.optimizers import optimizer
 from trainer.errors import ConfigError, FreshetError
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     calibration.set_defaults(command=_calibration)
 
     add_commands(commands)
+    add_compare(commands)
     return parser
 
 

@@ -1,0 +1,1 @@
+"""The models on one stream, by one protocol: `python -m trainer compare` (docs/compare.md)."""
