@@ -1,0 +1,77 @@
+"""The figures of the benchmarks: SVG files that are equal wherever the figures in them are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MEASURE_LABELS = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "true_gauc": "GAUC (against true probabilities)",
+}
+
+
+@contextmanager
+def svg(path: Path, *, panels: int, width: float, height: float) -> Iterator[list[Any]]:
+    """The axes of one row of panels; the file is written at the end. Args: width, height: inches."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    # The same figures give the same file: no date, no random names.
+    mpl.rcParams["svg.hashsalt"] = path.stem
+    mpl.rcParams["svg.fonttype"] = "none"
+    from matplotlib import pyplot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = pyplot.subplots(1, panels, figsize=(width, height), squeeze=False)
+    try:
+        yield list(axes[0])
+        for panel in axes[0]:
+            panel.tick_params(labelsize=7)
+            panel.grid(alpha=0.3)
+        figure.tight_layout()
+        figure.savefig(path, metadata={"Date": None})
+    finally:
+        pyplot.close(figure)
+
+
+def draw_measures(
+    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    place: str,
+    places: Mapping[Any, str],
+    label: str,
+    line: str | None = None,
+) -> Path:
+    """A panel a measure: its value over places that are drawn evenly spaced, in the order of `places`.
+
+    Args: place: the column that says where a row stands; places: its values and how each is written; line:
+        the column whose values are a line each; None = one line. A row's `auc_lost_95` and the like are
+        not drawn: `auc_95`, `gauc_95` and `true_95` are, the paired 95 % intervals.
+    Returns: the file.
+    """
+    order = list(places)
+    with svg(path, panels=len(MEASURE_LABELS), width=10.5, height=3.4) as panels:
+        for panel, (measure, title) in zip(panels, MEASURE_LABELS.items(), strict=True):
+            for name in dict.fromkeys(row[line] if line else "" for row in rows):
+                own = [row for row in rows if not line or row[line] == name]
+                panel.errorbar(
+                    [order.index(row[place]) for row in own],
+                    [row[measure] for row in own],
+                    yerr=[row[f"{measure.removesuffix('_gauc')}_95"] or 0.0 for row in own],
+                    marker="o",
+                    markersize=4,
+                    linewidth=1.2,
+                    capsize=2,
+                    label=name,
+                )
+            panel.set_xticks(range(len(order)), list(places.values()))
+            panel.set_title(title, fontsize=9)
+            panel.set_xlabel(label, fontsize=8)
+        if line:
+            panels[-1].legend(fontsize=7)
+    return path
