@@ -24,17 +24,15 @@ import numpy.typing as npt
 import torch
 from msgspec.structs import replace
 
-from benchmarks.expected_gauc import expected_gauc
-from benchmarks.quality_summary import half_width
 from benchmarks.report import rounded, say, say_json, say_table
 from benchmarks.rules_cost_plot import draw
 from benchmarks.rules_cost_serving import ForAll, Model, Serving, Way
+from benchmarks.served_quality import lost, means, quality
 from param_server.client import RulesConfig
 from param_server.rules_config import RULES_PRESETS
 from trainer.collectives import Ranks, start_ranks
 from trainer.config import preset
-from trainer.data.synthetic import SyntheticStream
-from trainer.metrics import auc, gauc
+from trainer.data.synthetic import EVENT_START_MS, SyntheticStream
 from trainer.recommender import Recommender
 from trainer.stream.columns import Impressions
 from trainer.stream.slicing import slice_impressions
@@ -75,7 +73,7 @@ def learn(ways: Sequence[Way], *, seed: int, impressions: int, ranks: Ranks) -> 
         shard.changed = ForAll(shard.slots_per_rank, [serving.records[name] for serving in servings])
     model = Model.of(recommender, config)
     for serving in servings:
-        serving.publish(model, now_s=START_S)
+        serving.publish(model, now_s=START_S, event_time_s=EVENT_START_MS // 1_000)
     judged: list[Impressions] = []
     truths: list[npt.NDArray[np.float32]] = []
     scores: dict[str, list[npt.NDArray[np.float32]]] = {way.name: [] for way in ways}
@@ -91,9 +89,11 @@ def learn(ways: Sequence[Way], *, seed: int, impressions: int, ranks: Ranks) -> 
                 scores[serving.way.name].append(serving.judge(part))
         train(recommender, part, batch_size=config.train.batch_size)
         model = model.with_dense(recommender)
+        event_time_s = int(part.event_time_ms_N[-1]) // 1_000
         for serving in servings:
             if (number + 1) % serving.way.every == 0:
-                serving.publish(model, now_s=START_S + (number + 1) // PASSES_PER_S)
+                now_s = START_S + (number + 1) // PASSES_PER_S
+                serving.publish(model, now_s=now_s, event_time_s=event_time_s)
     return {
         serving.way.name: outcome(
             serving,
@@ -119,16 +119,13 @@ def outcome(
     scores_NT: npt.NDArray[np.float32],
 ) -> dict[str, Any]:
     """Totals of one way over the part of the stream that counts."""
-    labels_NT = np.concatenate([part.labels_NT for part in judged])
-    users_N = np.concatenate([part.user_ids_N for part in judged])
-    tasks = range(scores_NT.shape[1])
-    gaucs = [gauc(scores_NT[:, task], labels_NT[:, task], users_N) for task in tasks]
-    true_gaucs = [expected_gauc(scores_NT[:, task], truth_NT[:, task], users_N) for task in tasks]
-    aucs = [auc(scores_NT[:, task], labels_NT[:, task]) for task in tasks]
-    return {
-        "gauc": float(np.mean([value for value in gaucs if value is not None])),
-        "true_gauc": float(np.mean(true_gaucs)),
-        "auc": float(np.mean([value for value in aucs if value is not None])),
+    values = quality(
+        scores_NT,
+        labels_NT=np.concatenate([part.labels_NT for part in judged]),
+        truth_NT=truth_NT,
+        users_N=np.concatenate([part.user_ids_N for part in judged]),
+    )
+    return values | {
         "row_bytes": serving.row_bytes,
         "all_bytes": serving.row_bytes + serving.dense_bytes,
         "rows": serving.rows_sent,
@@ -141,22 +138,18 @@ def summary(outcomes: Sequence[dict[str, dict[str, Any]]]) -> list[dict[str, Any
     """A row for each way; differences are paired by seed. Args: outcomes: of each seed, by way."""
     rows = []
     for name in outcomes[0]:
-        pairs = [(one[name], one[FULL]) for one in outcomes]
-        fewer = float(np.mean([full["row_bytes"] / max(1, own["row_bytes"]) for own, full in pairs]))
+        best, own = [one[FULL] for one in outcomes], [one[name] for one in outcomes]
+        pairs = list(zip(best, own, strict=True))
+        fewer = float(np.mean([full["row_bytes"] / max(1, one["row_bytes"]) for full, one in pairs]))
         row: dict[str, Any] = {
             "way": name,
-            "row_mb": rounded(float(np.mean([own["row_bytes"] for own, _ in pairs])) / 1e6),
+            "row_mb": rounded(float(np.mean([one["row_bytes"] for one in own])) / 1e6),
             "fewer": rounded(fewer),
             "fewer_all": rounded(
-                float(np.mean([full["all_bytes"] / own["all_bytes"] for own, full in pairs]))
+                float(np.mean([full["all_bytes"] / one["all_bytes"] for full, one in pairs]))
             ),
-            "gauc": round(float(np.mean([own["gauc"] for own, _ in pairs])), 5),
         }
-        for measure, short in (("gauc", "gauc"), ("true_gauc", "true"), ("auc", "auc")):
-            lost = [full[measure] - own[measure] for own, full in pairs]
-            width = half_width(lost)
-            row[f"{short}_lost"] = round(float(np.mean(lost)), 5)
-            row[f"{short}_95"] = None if width is None else round(width, 5)
+        row |= means(own) | lost(best, own)
         rows.append(row | {"meets": bool(fewer >= GOAL_FEWER and row["true_lost"] <= GOAL_GAUC_LOST)})
     return rows
 

@@ -12,7 +12,7 @@ from benchmarks.rules_cost import FULL, START_S, learn, summary, train
 from benchmarks.rules_cost_serving import ForAll, Model, Serving, Way
 from param_server.client import RulesConfig
 from trainer.config import preset
-from trainer.data.synthetic import SyntheticStream
+from trainer.data.synthetic import EVENT_START_MS, SyntheticStream
 from trainer.recommender import Recommender
 from trainer.stream.slicing import slice_impressions
 
@@ -34,7 +34,7 @@ def test_serving_that_gets_every_row_answers_as_the_trainer_would(ranks):
         train(recommender, part, batch_size=256)
         model = model.with_dense(recommender)
         for serving in servings:
-            serving.publish(model, now_s=START_S + number)
+            serving.publish(model, now_s=START_S + number, event_time_s=EVENT_START_MS // 1_000)
     starts = range(0, len(third), recommender.batch_rows)
     pieces = [slice_impressions(third, start, start + recommender.batch_rows) for start in starts]
     wanted_NT = np.concatenate([recommender.predict(piece) for piece in pieces])
