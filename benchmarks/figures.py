@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.served_quality import MEASURES
+
 MEASURE_LABELS = {
     "auc": "AUC",
+    "true_auc": "AUC by true probabilities",
     "gauc": "GAUC",
-    "true_gauc": "GAUC (against true probabilities)",
+    "true_gauc": "GAUC by true probabilities",
 }
 
 
@@ -50,19 +53,19 @@ def draw_measures(
     """A panel a measure: its value over places that are drawn evenly spaced, in the order of `places`.
 
     Args: place: the column that says where a row stands; places: its values and how each is written; line:
-        the column whose values are a line each; None = one line. A row's `auc_lost_95` and the like are
-        not drawn: `auc_95`, `gauc_95` and `true_95` are, the paired 95 % intervals.
+        the column whose values are a line each; None = one line. The bars are the paired 95 % intervals.
     Returns: the file.
     """
     order = list(places)
-    with svg(path, panels=len(MEASURE_LABELS), width=10.5, height=3.4) as panels:
-        for panel, (measure, title) in zip(panels, MEASURE_LABELS.items(), strict=True):
+    measures = [measure for measure in MEASURE_LABELS if measure in rows[0]]
+    with svg(path, panels=len(measures), width=3.4 * len(measures), height=3.4) as panels:
+        for panel, measure in zip(panels, measures, strict=True):
             for name in dict.fromkeys(row[line] if line else "" for row in rows):
                 own = [row for row in rows if not line or row[line] == name]
                 panel.errorbar(
                     [order.index(row[place]) for row in own],
                     [row[measure] for row in own],
-                    yerr=[row[f"{measure.removesuffix('_gauc')}_95"] or 0.0 for row in own],
+                    yerr=[row[f"{MEASURES[measure]}_95"] or 0.0 for row in own],
                     marker="o",
                     markersize=4,
                     linewidth=1.2,
@@ -70,7 +73,7 @@ def draw_measures(
                     label=name,
                 )
             panel.set_xticks(range(len(order)), list(places.values()))
-            panel.set_title(title, fontsize=9)
+            panel.set_title(MEASURE_LABELS[measure], fontsize=9)
             panel.set_xlabel(label, fontsize=8)
         if line:
             panels[-1].legend(fontsize=7)

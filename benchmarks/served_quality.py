@@ -16,8 +16,8 @@ from benchmarks.quality_summary import half_width
 from trainer.metrics import auc, gauc
 
 Floats = npt.NDArray[np.float32]
-MEASURES = {"gauc": "gauc", "true_gauc": "true", "auc": "auc"}
-"""Each measure, and how the columns of its differences begin."""
+MEASURES = {"gauc": "gauc", "true_gauc": "true", "auc": "auc", "true_auc": "true_auc"}
+"""Each measure, and how the columns of its differences begin. Not every benchmark has all of them."""
 
 
 def quality(
@@ -37,13 +37,16 @@ def quality(
 
 def means(outcomes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each measure over the seeds."""
-    return {measure: round(float(np.mean([one[measure] for one in outcomes])), 5) for measure in MEASURES}
+    measures = [measure for measure in MEASURES if measure in outcomes[0]]
+    return {measure: round(float(np.mean([one[measure] for one in outcomes])), 5) for measure in measures}
 
 
 def lost(best: Sequence[Mapping[str, float]], own: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     """What `own` loses to `best`, seed by seed: mean (`_lost`) and half of its 95 % interval (`_95`)."""
     columns: dict[str, float | None] = {}
     for measure, short in MEASURES.items():
+        if measure not in own[0]:
+            continue
         differences = [one[measure] - other[measure] for one, other in zip(best, own, strict=True)]
         width = half_width(differences)
         columns[f"{short}_lost"] = round(float(np.mean(differences)), 5)
