@@ -165,7 +165,8 @@ def summary(outcomes: Sequence[Mapping[str, Mapping[str, float]]]) -> list[dict[
     rows = []
     for name in outcomes[0]:
         own = [one[name] for one in outcomes]
-        rows.append({"interval": name} | means(own) | lost(best, own))
+        row: dict[str, Any] = {"interval": name}
+        rows.append(row | means(own) | lost(best, own))
     return rows
 
 
@@ -176,7 +177,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="1 seed, 1 hour, 9,216 impressions an hour")
     parser.add_argument("--seeds", type=int, help="default 3, quick 1")
     parser.add_argument("--hours", type=float, help="event time after the warm-up; default 10, quick 1")
-    parser.add_argument("--warm-up", type=float, help="hours of event time; default 4, quick 0.5")
+    parser.add_argument("--warm-up", type=float, help="hours of event time; default 2, quick 0.5")
     parser.add_argument("--pace", type=int, help="impressions an hour of event time; default 46,080")
     parser.add_argument("--plots", type=Path, help="a folder for the figure (SVG)")
     return parser.parse_args()
@@ -185,7 +186,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     options = parsed()
     hours = options.hours or (1.0 if options.quick else 10.0)
-    warm_up = options.warm_up or (0.5 if options.quick else 4.0)
+    warm_up = options.warm_up or (0.5 if options.quick else 2.0)
     pace = options.pace or (9_216 if options.quick else 46_080)
     if pace < 3_600 // SLICE_S:
         raise SystemExit(f"--pace must be at least {3_600 // SLICE_S}, found {pace}")
