@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import svg
+
 STYLES = {
     "kraken": ("#c1272d", "o"),
     "kraken_count2": ("#f4a582", "h"),
@@ -27,42 +29,30 @@ MEASURES = {
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """One SVG a measure, one panel a stream. Returns: the files."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    # The same figures give the same file: no date, no random names.
-    mpl.rcParams["svg.hashsalt"] = "eviction_quality"
-    from matplotlib import pyplot
-
     streams = list(dict.fromkeys(row["stream"] for row in rows))
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for measure, label in MEASURES.items():
-        figure, panels = pyplot.subplots(1, len(streams), figsize=(3.1 * len(streams), 3.4), squeeze=False)
-        for panel, stream in zip(panels[0], streams, strict=True):
-            for policy, (colour, marker) in STYLES.items():
-                own = [row for row in rows if row["stream"] == stream and row["policy"] == policy]
-                if not own or (measure == "re_entries" and policy == "hashed"):
-                    continue
-                panel.errorbar(
-                    [100 * row["share"] for row in own],
-                    [row[measure] for row in own],
-                    yerr=[row["auc_95"] or 0.0 for row in own] if measure == "auc" else None,
-                    color=colour,
-                    marker=marker,
-                    markersize=4,
-                    linewidth=1.2,
-                    capsize=2,
-                    label=policy,
-                )
-            panel.set_title(stream, fontsize=9)
-            panel.set_xlabel("table, % of distinct ids", fontsize=8)
-            panel.tick_params(labelsize=7)
-            panel.grid(alpha=0.3)
-        panels[0][0].set_ylabel(label, fontsize=8)
-        panels[0][-1].legend(fontsize=7)
-        figure.tight_layout()
-        files.append(folder / f"eviction_quality_{measure}.svg")
-        figure.savefig(files[-1], metadata={"Date": None})
-        pyplot.close(figure)
+        path = folder / f"eviction_quality_{measure}.svg"
+        with svg(path, panels=len(streams), width=3.1 * len(streams), height=3.4) as panels:
+            for panel, stream in zip(panels, streams, strict=True):
+                for policy, (colour, marker) in STYLES.items():
+                    own = [row for row in rows if row["stream"] == stream and row["policy"] == policy]
+                    if not own or (measure == "re_entries" and policy == "hashed"):
+                        continue
+                    panel.errorbar(
+                        [100 * row["share"] for row in own],
+                        [row[measure] for row in own],
+                        yerr=[row["auc_95"] or 0.0 for row in own] if measure == "auc" else None,
+                        color=colour,
+                        marker=marker,
+                        markersize=4,
+                        linewidth=1.2,
+                        capsize=2,
+                        label=policy,
+                    )
+                panel.set_title(stream, fontsize=9)
+                panel.set_xlabel("table, % of distinct ids", fontsize=8)
+            panels[0].set_ylabel(label, fontsize=8)
+            panels[-1].legend(fontsize=7)
+        files.append(path)
     return files

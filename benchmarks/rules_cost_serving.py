@@ -114,8 +114,11 @@ class Serving:
         self.row_bytes = self.dense_bytes = self.rows_sent = self.versions = 0
         self.held_back = {}
 
-    def publish(self, model: Model, *, now_s: int) -> None:
-        """One version: take by the rules, encode, load, ack."""
+    def publish(self, model: Model, *, now_s: int, event_time_s: int) -> None:
+        """One version: take by the rules, encode, load, ack.
+
+        Args: now_s: of the publishing clock; event_time_s: of the newest event that was trained.
+        """
         blobs: dict[BlobRef, bytes] = {}
         for name, shard in self._recommender.shards.items():
             record = self.records[name]
@@ -123,7 +126,7 @@ class Serving:
                 replace(shard, changed=record),
                 full=False,
                 rules=self.way.rules,
-                clocks=Clocks(now_s=now_s, event_time_s=now_s),
+                clocks=Clocks(now_s=now_s, event_time_s=event_time_s),
                 row_format=self.way.row_format,
             )
             taken = rows.taken

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from benchmarks.rules_cost import FULL, START_S, learn, summary, train
+from benchmarks.rules_cost import FULL, START_S, WAYS, learn, summary, train
 from benchmarks.rules_cost_serving import ForAll, Model, Serving, Way
 from param_server.client import RulesConfig
+from param_server.rules_config import RULES_PRESETS
 from trainer.config import preset
-from trainer.data.synthetic import SyntheticStream
+from trainer.data.synthetic import EVENT_START_MS, SyntheticStream
 from trainer.recommender import Recommender
 from trainer.stream.slicing import slice_impressions
 
@@ -34,7 +35,7 @@ def test_serving_that_gets_every_row_answers_as_the_trainer_would(ranks):
         train(recommender, part, batch_size=256)
         model = model.with_dense(recommender)
         for serving in servings:
-            serving.publish(model, now_s=START_S + number)
+            serving.publish(model, now_s=START_S + number, event_time_s=EVENT_START_MS // 1_000)
     starts = range(0, len(third), recommender.batch_rows)
     pieces = [slice_impressions(third, start, start + recommender.batch_rows) for start in starts]
     wanted_NT = np.concatenate([recommender.predict(piece) for piece in pieces])
@@ -69,6 +70,17 @@ def test_fewer_bytes_and_what_they_cost_are_paired_with_the_full_synchronisation
     assert not summary(worse)[1]["meets"]
 
 
+def test_every_preset_is_a_way_and_none_holds_all_rows_back(ranks):
+    presets = {way.name for way in WAYS if way.rules in RULES_PRESETS.values()}
+    assert presets >= {FULL, *RULES_PRESETS} - {"everything"}
+    # Rules by when a row was seen need event time, which is years from the publishing clock.
+    ways = [way for way in WAYS if way.name in (FULL, "paddle_ctr", "by_class_int8")]
+    outcomes = learn(ways, seed=1, impressions=6_000, ranks=ranks)
+    assert 0 < outcomes["paddle_ctr"]["rows"] < outcomes[FULL]["rows"]
+    assert "unseen" not in outcomes["paddle_ctr"]["held_back"]
+    assert 0 < outcomes["by_class_int8"]["rows"] < outcomes[FULL]["rows"]
+
+
 @pytest.mark.slow
 def test_a_longer_pass_sends_fewer_versions(ranks):
     ways = [Way(FULL, RulesConfig()), Way("every4", RulesConfig(), "float32", 4)]
@@ -89,5 +101,6 @@ def test_the_last_line_has_every_way_and_the_figure_is_drawn(run_benchmark, tmp_
     assert rows[FULL]["fewer"] == 1.0
     assert 1.5 < rows["int8"]["fewer"] < 2.3
     assert rows["pepnet"]["fewer"] > rows[FULL]["fewer"]
+    assert rows["pepnet"]["auc"] == pytest.approx(rows[FULL]["auc"] - rows["pepnet"]["auc_lost"], abs=2e-5)
     assert all(0.4 < row["gauc"] < 1 for row in rows.values())
     assert (tmp_path / "rules_cost.svg").read_text().rstrip().endswith("</svg>")
