@@ -114,7 +114,7 @@ def learn(recommender: Recommender, stream: Stream) -> dict[str, float]:
         mapped = recommender.map(part, now_s=int(part.event_time_ms_N.max()) // 1000)
         evicted += sum(len(table.owned.evicted_keys_K) for table in mapped.tables)
         refused += sum(int((table.owned.slots_N < 0).sum()) for table in mapped.tables)
-        scores.append(recommender.learn(mapped))
+        scores.append(recommender.learn(mapped).probabilities_NT)
     judged = [part for part, _ in stream[counted_from:]]
     return quality(
         np.concatenate(scores[counted_from:]),
