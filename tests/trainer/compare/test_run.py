@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from trainer.collectives import Ranks, start_ranks
 from trainer.compare.dataset import load
 from trainer.compare.evaluation import mean_of
 from trainer.compare.plan import TRUTH, Variant, check_models, config_of, runs_of
@@ -15,11 +14,6 @@ from trainer.compare.run import run
 from trainer.compare.settings import Settings
 from trainer.errors import ConfigError
 from trainer.recommender import Recommender, slots_for
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Ranks:
-    return start_ranks()
 
 
 @pytest.fixture(scope="module")

@@ -105,6 +105,7 @@ def test_bfloat16_is_near_and_leaves_float32_gradients() -> None:
     assert cosine > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_model_equals_the_plain_one() -> None:
     model, plain, layout = make(torch.float32)
