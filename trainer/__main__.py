@@ -1,8 +1,9 @@
-"""The command line: `python -m trainer {run,train,produce,broker,config,checkpoints}`."""
+"""The command line: `python -m trainer {run,train,produce,broker,config,calibration,checkpoints}`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -90,6 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     config.set_defaults(command=_config)
 
+    calibration = commands.add_parser(
+        "calibration", help="the synthetic stream beside PEPNet's Table 1, and what can be learned of it"
+    )
+    calibration.add_argument("--preset", default="quickstart")
+    calibration.add_argument("--impressions", type=_positive, help="of the stream (default: the preset's)")
+    calibration.add_argument("--seed", type=int)
+    calibration.add_argument("--json", action="store_true", help="the figures as JSON")
+    calibration.set_defaults(command=_calibration)
+
     add_commands(commands)
     return parser
 
@@ -168,10 +178,7 @@ def _chosen_config(options: argparse.Namespace) -> Config:
         config = load_config(options.config)
     else:
         config = preset(options.preset or ("kuairand" if options.data else "quickstart"))
-    if options.seed is not None:
-        if options.seed < 0:
-            raise ConfigError(f"--seed must be at least 0, found {options.seed}")
-        config = replace(config, seed=options.seed)
+    config = _with_seed(config, options.seed)
     if options.bootstrap_servers is not None:
         config = _with_servers(config, options.bootstrap_servers)
         _check_no_port_0("--bootstrap-servers", options.bootstrap_servers)
@@ -180,6 +187,14 @@ def _chosen_config(options: argparse.Namespace) -> Config:
     if options.order is not None:
         config = replace(config, kafka=replace(config.kafka, order=options.order))
     return _with_auto_rollback(config, options.auto_rollback)
+
+
+def _with_seed(config: Config, seed: int | None) -> Config:
+    if seed is None:
+        return config
+    if seed < 0:
+        raise ConfigError(f"--seed must be at least 0, found {seed}")
+    return replace(config, seed=seed)
 
 
 def _with_servers(config: Config, servers: str | None) -> Config:
@@ -287,6 +302,18 @@ def _config(options: argparse.Namespace) -> int:
     if options.optimizer is not None:
         config = replace(config, optimizer=optimizer(options.optimizer))
     sys.stdout.write(to_toml(config))
+    return 0
+
+
+def _calibration(options: argparse.Namespace) -> int:
+    from trainer.data.calibration import as_json, measure
+    from trainer.data.calibration_report import report
+
+    config = preset(options.preset)
+    if options.impressions is not None:
+        config = replace(config, impressions=options.impressions)
+    found = measure(_with_seed(config, options.seed))
+    sys.stdout.write(json.dumps(as_json(found), indent=2) + "\n" if options.json else report(found))
     return 0
 
 

@@ -366,11 +366,29 @@ class ProduceConfig(Section, frozen=True, kw_only=True):
     """Share of PEPNet's Table 1 populations."""
     event_days: float = 12.0
     """Event time that the whole stream spans."""
+    domain_conflict: float = 0.0
+    """One less the correlation that two domains keep of tastes and effects (docs/data.md); 0 = all of it."""
+    task_conflict: float = 0.0
+    """One less the correlation that a task keeps with click."""
+    taste_spread: float = 0.35
+    """How differently domains and tasks weigh the dimensions of taste: deviation of a weight's logarithm."""
+    taste_scale: float = 1.0
+    """How strongly the product of a user's and an item's taste moves every logit; 0 = no such product."""
+    group_taste_share: float = 0.75
+    """Share of a user's taste that is the group's, a plain feature; 1 = nobody has a taste of their own."""
+    group_effect_share: float = 0.4
+    """The same of how freely a user clicks, likes, ..."""
 
     def __post_init__(self) -> None:
         for name in ("impressions_per_s", "record_impressions", "scale", "event_days"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        for name in ("taste_spread", "taste_scale"):
+            if not 0 <= getattr(self, name) <= 10:
+                raise ValueError(f"{name} must be in 0..10, found {getattr(self, name)}")
+        for name in ("domain_conflict", "task_conflict", "group_taste_share", "group_effect_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in 0..1, found {getattr(self, name)}")
         for name, most in (
             ("record_impressions", IMPRESSIONS_PER_RECORD_MAX),
             ("event_days", EVENT_DAYS_MAX),

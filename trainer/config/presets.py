@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
+
+from msgspec.structs import replace
 
 from param_server.client import RulesConfig
 from trainer.config.config import (
@@ -63,6 +66,42 @@ def quickstart() -> Config:
     )
 
 
+def seesaw() -> Config:
+    """Where models are compared: tasks and domains of the synthetic stream conflict (docs/data.md).
+
+    Populations are small beside the stream: a million impressions show users and items as often as Table 1's
+    do, half a million half as often. The embedding table holds every id.
+    """
+    base = quickstart()
+    return replace(
+        base,
+        preset="seesaw",
+        impressions=500_000,
+        tables=(replace(base.tables[0], bytes_limit=32 << 20),),
+        produce=replace(
+            base.produce, scale=0.005, domain_conflict=0.4, task_conflict=0.2, group_taste_share=0.5
+        ),
+    )
+
+
+def one_domain() -> Config:
+    """Where PEPNet should not win: one domain, and nothing in a person that plain features do not say.
+
+    All users of a group are alike, and what a user and an item add to a logit does not depend on each other.
+    """
+    base = quickstart()
+    return replace(
+        base,
+        preset="one_domain",
+        impressions=500_000,
+        schema=replace(base.schema, domains=("featured_video",)),
+        tables=(replace(base.tables[0], bytes_limit=32 << 20),),
+        produce=replace(
+            base.produce, scale=0.005, taste_scale=0.0, group_taste_share=1.0, group_effect_share=1.0
+        ),
+    )
+
+
 def kuairand() -> Config:
     """Published KuaiRand files and the trimmed trace: tabs as domains, behaviour columns as tasks."""
     dim = 16
@@ -105,11 +144,18 @@ def kuairand() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"quickstart": quickstart, "kuairand": kuairand}
+PRESETS: dict[str, Callable[[], Config]] = {
+    "quickstart": quickstart,
+    "seesaw": seesaw,
+    "one_domain": one_domain,
+    "kuairand": kuairand,
+}
 
 
 def preset(name: str) -> Config:
-    """Raises: ConfigError naming the presets there are."""
+    """Raises: ConfigError naming the closest preset and all that there are."""
     if name not in PRESETS:
-        raise ConfigError(f"unknown preset '{name}'; there are: {', '.join(sorted(PRESETS))}")
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        meant = f" (did you mean '{close[0]}'?)" if close else ""
+        raise ConfigError(f"unknown preset '{name}'{meant}; there are: {', '.join(sorted(PRESETS))}")
     return PRESETS[name]()

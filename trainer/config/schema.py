@@ -85,12 +85,36 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     name: str
     loss_weight: float = 1.0
+    label: Literal["recorded", "click", "effective_view"] = "recorded"
+    """Of a recording: the task's own column; or made of watch time: a click, for which in `single_column`
+    domains more than 3 s of watching count, or an effective view (trainer/data/kuairand_labels.py)."""
+    single_column: tuple[str, ...] = ()
+    """Domains that play videos one by one, without a click; for label "click"."""
+    effective_view_line: Literal["median", "half_of_duration"] = "median"
+    """Watched for longer than the median impression, or for at least half of the video."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.loss_weight < math.inf:
             raise ValueError(
                 f"task '{self.name}': loss_weight must not be negative, found {self.loss_weight}"
             )
+        if (self.label == "click") != bool(self.single_column):
+            raise ValueError(
+                f"task '{self.name}': single_column belongs to label 'click' and only there, found label "
+                f"'{self.label}' and {len(self.single_column)} domains"
+            )
+        if self.label != "effective_view" and self.effective_view_line != "median":
+            raise ValueError(
+                f"task '{self.name}': effective_view_line is an option of label 'effective_view', "
+                f"found label '{self.label}'"
+            )
+
+    @property
+    def meaning(self) -> str | list[str]:
+        """What tells its labels apart from another task's; the name where they are as recorded."""
+        if self.label == "recorded":
+            return self.name
+        return [self.name, self.label, self.effective_view_line, *self.single_column]
 
 
 class SchemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,6 +141,13 @@ class SchemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f"schema: at most 255 domains, found {len(self.domains)}")
         if self.positive_task not in self.task_names:
             raise ValueError(f"schema: positive_task '{self.positive_task}' is not one of {self.task_names}")
+        for task in self.tasks:
+            unknown = [name for name in task.single_column if name not in self.domains]
+            if unknown:
+                raise ValueError(
+                    f"schema: task '{task.name}': single_column names {', '.join(unknown)}; the domains are "
+                    f"{', '.join(self.domains)}"
+                )
         for name in (USER_ID_SOURCE, DOMAIN_SOURCE):
             feature = next((f for f in self.features if f.name == name), None)
             if feature is not None and feature.kind != "single":
@@ -152,7 +183,7 @@ class SchemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         meaning = (
             [{name: getattr(feature, name) for name in _OF_THE_MEANING} for feature in self.features],
             self.domains,
-            self.task_names,
+            [task.meaning for task in self.tasks],
         )
         return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()[:16]
 

@@ -73,16 +73,30 @@ def text_blocks(path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[tu
             line += len(rows)
 
 
-def number_blocks(path: Path, names: Sequence[str]) -> Iterator[Columns]:
+def number_blocks(path: Path, names: Sequence[str], *, binary: Sequence[str] = ()) -> Iterator[Columns]:
     """The named columns as float64 [N] (exact for integers up to 2^53).
 
-    Raises: DataError naming the line and the value that is not a finite number.
+    Args: binary: those of them that hold labels.
+    Raises: DataError naming the line and the value that is not a finite number, or no label.
     """
     for line, columns in text_blocks(path, names):
-        yield {
+        block = {
             name: numbers(path, name, column, first_line=line)
             for name, column in zip(names, columns, strict=True)
         }
+        for name in binary:
+            _check_binary(path, name, block[name], first_line=line)
+        yield block
+
+
+def _check_binary(path: Path, name: str, values_N: npt.NDArray[np.float64], *, first_line: int) -> None:
+    wrong_N = np.flatnonzero((values_N != 0) & (values_N != 1))
+    if len(wrong_N):
+        first = int(wrong_N[0])
+        raise DataError(
+            f"{path}, line {first_line + first}: column {name} is a label and must be 0 or 1, "
+            f"found {values_N[first]:g}"
+        )
 
 
 def numbers(path: Path, name: str, column: Sequence[str], *, first_line: int) -> npt.NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """KuaiRand's published files (CIKM 2022, doi 10.1145/3511808.3557624) as a stream in time order.
 
 Reads the dataset's own layout (log_*.csv with user_features_*.csv and video_features_basic_*.csv beside
-them, each also as .csv.gz) and trimmed traces, whose column is_like_or_hate says 1 = liked, 0 = hated.
+them, each also as .csv.gz, docs/data.md) and trimmed traces, whose column is_like_or_hate says 1 = liked,
+0 = hated.
 A log whose lines ascend in time is streamed; another one is held in memory as numpy columns (about 100
 bytes a line) and sorted; several logs are merged block by block.
 
@@ -10,29 +11,30 @@ Shapes: N rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.config.schema import SchemaConfig
+from trainer.data import kuairand_labels
 from trainer.data.csv_columns import BLOCK_LINES, Columns, header, number_blocks, require
-from trainer.data.kuairand_features import UserTable, VideoTable, no_users, no_videos, read_users, read_videos
+from trainer.data.kuairand_features import (
+    USER_WORDS,
+    VIDEO_WORDS,
+    UserTable,
+    VideoTable,
+    no_users,
+    no_videos,
+    read_users,
+    read_videos,
+)
+from trainer.data.kuairand_labels import LIKE_OR_HATE, PLAY_TIME
 from trainer.errors import ConfigError, DataError
 from trainer.stream.columns import Impressions, Jagged
 from trainer.stream.slicing import concat_impressions, slice_impressions
 
-TASK_COLUMNS = {
-    "click": "is_click",
-    "like": "is_like",
-    "follow": "is_follow",
-    "forward": "is_forward",
-    "comment": "is_comment",
-    "hate": "is_hate",
-    "long_view": "long_view",
-}
-LIKE_OR_HATE = "is_like_or_hate"
 FEATURES = (
     "domain",
     "user_id",
@@ -43,6 +45,8 @@ FEATURES = (
     "hour",
     "duration_s",
     "register_days",
+    *USER_WORDS,
+    *VIDEO_WORDS,
 )
 TIME_ZONE_H = 8
 """The platform's local time, for the hour of the day."""
@@ -51,7 +55,8 @@ TIME_ZONE_H = 8
 class KuaiRandReader:
     """A log file, or a directory of them, in time order.
 
-    Args: path: a log or trace file, or a folder with log_*.csv (or, without any, trace_*.csv).
+    Args: path: a log or trace file, or a folder with log_*.csv (or, without any, trace_*.csv), or the
+        published folder whose `data` holds them.
     Raises: DataError naming the file and what it lacks; ConfigError if the schema asks for features or
         tasks that KuaiRand does not have.
     """
@@ -59,16 +64,23 @@ class KuaiRandReader:
     def __init__(self, path: Path, schema: SchemaConfig) -> None:
         _check_schema(schema)
         self._schema = schema
+        path = _data_folder(path)
         self.logs = _find_logs(path)
         self._is_trace = [LIKE_OR_HATE in header(log) for log in self.logs]
         self._columns = [_needed_columns(log, schema) for log in self.logs]
         folder = path if path.is_dir() else path.parent
         users = _one_file(folder, "user_features_*.csv")
-        self._users: UserTable = read_users(users) if users else no_users()
+        self._users: UserTable = read_users(users, words=self._wanted(USER_WORDS)) if users else no_users()
         # The trimmed trace counts videos as KuaiRand-27K does; another edition's table beside it would
         # join the features of other videos.
         videos = None if any(self._is_trace) else _one_file(folder, "video_features_basic_*.csv")
-        self._videos: VideoTable = read_videos(videos) if videos else no_videos()
+        self._videos: VideoTable = (
+            read_videos(videos, words=self._wanted(VIDEO_WORDS)) if videos else no_videos()
+        )
+        self._median_ms: float | None = None
+
+    def _wanted(self, names: Sequence[str]) -> list[str]:
+        return [feature.name for feature in self._schema.features if feature.name in names]
 
     def batches(self, num: int) -> Iterator[Impressions]:
         """Batches of `num` impressions, the last may be shorter; request ids count the rows from 0."""
@@ -94,8 +106,8 @@ class KuaiRandReader:
     def _merged(self) -> Iterator[Columns]:
         """Blocks of all logs in time order; ties keep the order of the files."""
         streams = [
-            _in_time_order(log, columns, is_trace=is_trace)
-            for log, columns, is_trace in zip(self.logs, self._columns, self._is_trace, strict=True)
+            _in_time_order(log, columns, self._schema)
+            for log, columns in zip(self.logs, self._columns, strict=True)
         ]
         blocks = [next(stream, None) for stream in streams]
         while any(block is not None for block in blocks):
@@ -112,6 +124,20 @@ class KuaiRandReader:
             joined = {name: np.concatenate([part[name] for part in ready]) for name in ready[0]}
             yield _sorted_by_time(joined)
 
+    def median_play_ms(self) -> float | None:
+        """Of the first MEDIAN_IMPRESSIONS in time order, read on the first call; None without impressions."""
+        if self._median_ms is None:
+            plays: list[npt.NDArray[np.float64]] = []
+            for rows in self._merged():
+                plays.append(rows[PLAY_TIME])
+                if sum(len(part) for part in plays) >= kuairand_labels.MEDIAN_IMPRESSIONS:
+                    break
+            if plays:
+                self._median_ms = float(
+                    np.median(np.concatenate(plays)[: kuairand_labels.MEDIAN_IMPRESSIONS])
+                )
+        return self._median_ms
+
     def _impressions(self, rows: Columns, *, first: int) -> Impressions:
         time_ms_N = rows["time_ms"].astype(np.int64)
         user_ids_N = rows["user_id"].astype(np.int64)
@@ -126,6 +152,8 @@ class KuaiRandReader:
             "author_id": self._videos.author(video_ids_N),
             "hour": (time_ms_N // 3_600_000 + TIME_ZONE_H) % 24,
         }
+        singles |= {name: self._users.word(name, user_ids_N) for name in self._wanted(USER_WORDS)}
+        singles |= {name: self._videos.word(name, video_ids_N) for name in self._wanted(VIDEO_WORDS)}
         ones_N = np.ones(num, np.int32)
         jagged = {name: Jagged(ids_N, ones_N) for name, ids_N in singles.items()}
         jagged["tags"] = self._videos.tags(video_ids_N)
@@ -135,7 +163,10 @@ class KuaiRandReader:
             "register_days": self._users.register_days(user_ids_N),
         }
         names = [feature.name for feature in self._schema.features]
-        labels = [(rows[task] > 0.5).astype(np.float32) for task in self._schema.task_names]
+        median_ms = self.median_play_ms() if kuairand_labels.needs_median(self._schema) else None
+        labels_NT, known_NT = kuairand_labels.labels(
+            rows, self._schema, domain_N=domain_N, median_play_ms=median_ms
+        )
         return Impressions(
             request_ids_N=np.arange(first, first + num, dtype=np.uint64),
             user_ids_N=user_ids_N,
@@ -144,8 +175,8 @@ class KuaiRandReader:
             domain_N=domain_N,
             sparse={name: jagged[name] for name in names if name in jagged},
             dense={name: dense[name] for name in names if name in dense},
-            labels_NT=np.stack(labels, axis=1),
-            known_NT=np.ones((num, len(labels)), np.bool_),
+            labels_NT=labels_NT,
+            known_NT=known_NT,
         )
 
     def _domains(self, tab_N: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
@@ -168,20 +199,23 @@ def check_recording(path: Path, schema: SchemaConfig) -> None:
     Raises: as KuaiRandReader does, and DataError where a log holds no impression.
     """
     _check_schema(schema)
-    for log in _find_logs(path):
-        if next(number_blocks(log, _needed_columns(log, schema)), None) is None:
+    for log in _find_logs(_data_folder(path)):
+        columns = _needed_columns(log, schema)
+        binary = kuairand_labels.binary_columns(columns)
+        if next(number_blocks(log, columns, binary=binary), None) is None:
             raise DataError(f"{log}: has column names, but no impression below them")
 
 
-def _in_time_order(path: Path, columns: list[str], *, is_trace: bool) -> Iterator[Columns]:
-    """Blocks of one log, ascending in time, with tasks as columns and tab -1 where there is none."""
+def _in_time_order(path: Path, columns: list[str], schema: SchemaConfig) -> Iterator[Columns]:
+    """Blocks of one log, ascending in time, all logs with the same columns."""
+    binary = kuairand_labels.binary_columns(columns)
     if _ascends(path):
-        for block in number_blocks(path, columns):
-            yield _with_tasks(block, is_trace=is_trace)
+        for block in number_blocks(path, columns, binary=binary):
+            yield _alike(block, schema)
         return
-    blocks = list(number_blocks(path, columns))
+    blocks = list(number_blocks(path, columns, binary=binary))
     joined = {name: np.concatenate([block[name] for block in blocks]) for name in columns}
-    whole = _sorted_by_time(_with_tasks(joined, is_trace=is_trace))
+    whole = _sorted_by_time(_alike(joined, schema))
     for start in range(0, len(whole["time_ms"]), BLOCK_LINES):
         yield {name: values_N[start : start + BLOCK_LINES] for name, values_N in whole.items()}
 
@@ -201,30 +235,32 @@ def _sorted_by_time(rows: Columns) -> Columns:
     return {name: values_N[order_N] for name, values_N in rows.items()}
 
 
-def _with_tasks(block: Columns, *, is_trace: bool) -> Columns:
+def _alike(block: Columns, schema: SchemaConfig) -> Columns:
+    """The columns of a published log, whatever the file has: tab -1 without tabs, likes apart from hates."""
     rows = {name: block[name] for name in ("user_id", "video_id", "time_ms", "duration_ms")}
     rows["tab"] = block["tab"] if "tab" in block else np.full(len(rows["time_ms"]), -1.0)
-    for task, column in TASK_COLUMNS.items():
-        if column in block:
-            rows[task] = block[column]
-    if is_trace:
-        rows["like"] = block[LIKE_OR_HATE]
-        rows["hate"] = 1.0 - block[LIKE_OR_HATE]
-    return rows
+    if LIKE_OR_HATE in block:
+        block = {**block, "is_like": block[LIKE_OR_HATE], "is_hate": 1.0 - block[LIKE_OR_HATE]}
+    return rows | {name: block[name] for name in kuairand_labels.label_columns(schema, is_trace=False)}
 
 
 def _needed_columns(path: Path, schema: SchemaConfig) -> list[str]:
     """What to read from a log. Raises: DataError naming the columns that it lacks."""
     found = header(path)
+    is_trace = LIKE_OR_HATE in found
     needed = ["user_id", "video_id", "time_ms", "duration_ms"]
-    if LIKE_OR_HATE in found:
-        needed.append(LIKE_OR_HATE)
-    else:
-        needed.append("tab")
-    in_trace = {"like", "hate"} if LIKE_OR_HATE in found else set()
-    needed += [TASK_COLUMNS[task] for task in schema.task_names if task not in in_trace]
+    needed += [] if is_trace else ["tab"]
+    needed += kuairand_labels.label_columns(schema, is_trace=is_trace)
     require(path, found, needed)
     return needed
+
+
+def _data_folder(path: Path) -> Path:
+    """The published archives have their files in `data`."""
+    inner = path / "data"
+    if inner.is_dir() and not any(any(path.glob(pattern)) for pattern in ("*.csv", "*.csv.gz")):
+        return inner
+    return path
 
 
 def _find_logs(path: Path) -> list[Path]:
@@ -248,12 +284,9 @@ def _one_file(folder: Path, pattern: str) -> Path | None:
 
 
 def _check_schema(schema: SchemaConfig) -> None:
-    for what, wanted, known in (
-        ("features", [feature.name for feature in schema.features], FEATURES),
-        ("tasks", schema.task_names, tuple(TASK_COLUMNS)),
-    ):
-        unknown = [name for name in wanted if name not in known]
-        if unknown:
-            raise ConfigError(
-                f"schema: KuaiRand has no {what} {', '.join(unknown)}; it has {', '.join(known)}"
-            )
+    unknown = [feature.name for feature in schema.features if feature.name not in FEATURES]
+    if unknown:
+        raise ConfigError(
+            f"schema: KuaiRand has no features {', '.join(unknown)}; it has {', '.join(FEATURES)}"
+        )
+    kuairand_labels.label_columns(schema, is_trace=False)

@@ -26,6 +26,8 @@ ITEMS_PER_AUTHOR = 40
 NUM_TAGS = 400
 TAGS_MAX = 5
 TASTE_DIM = 6
+GROUP_TASTE_SHARE = 0.75
+GROUP_EFFECT_SHARE = 0.4
 USER_ZIPF = 0.6
 ITEM_ZIPF = 0.95
 ITEM_ZIPF_HEAD = 100.0
@@ -62,6 +64,7 @@ class Items:
     birth_s_I: npt.NDArray[np.float64]
     """Seconds since the stream's first event."""
     lifetime_s_I: npt.NDArray[np.float64]
+    num_authors: int
     author_I: Ints
     category_I: Ints
     tags_IM: Ints
@@ -71,23 +74,36 @@ class Items:
     effect_IT: Floats
 
 
-def make_users(rng: np.random.Generator, *, scale: float, loads_T: Floats) -> Users:
-    """Args: loads_T: float32 [T], how each task follows the effect that all tasks share."""
+def make_users(
+    rng: np.random.Generator,
+    *,
+    scale: float,
+    loads_T: Floats,
+    group_taste_share: float = GROUP_TASTE_SHARE,
+    group_effect_share: float = GROUP_EFFECT_SHARE,
+) -> Users:
+    """Args:
+    loads_T: float32 [T], how each task follows the effect that all tasks share.
+    group_taste_share, group_effect_share: how much of a user's taste and effect is the group's; the rest
+        is the user's own.
+    """
     regions_U = _regions(rng, table1.regions(table1.USERS_K, table1.USER_OVERLAPS, scale=scale))
     num = len(regions_U)
     group_U = rng.integers(0, NUM_GROUPS, num)
     group_taste_GK = _normal(rng, NUM_GROUPS, TASTE_DIM)
-    group_effect_GT = _effects(rng, NUM_GROUPS, loads_T)
+    group_effect_GT = draw_effects(rng, NUM_GROUPS, loads_T)
     return Users(
         ids_U=spread_ids(np.arange(num)),
         regions_U=regions_U,
         popularity_U=_zipf(rng, num, USER_ZIPF),
         group_U=group_U,
-        taste_UK=_blend(group_taste_GK[group_U], _normal(rng, num, TASTE_DIM), share=0.75),
+        taste_UK=_blend(group_taste_GK[group_U], _normal(rng, num, TASTE_DIM), share=group_taste_share),
         drift_UK=_blend(
-            _normal(rng, NUM_GROUPS, TASTE_DIM)[group_U], _normal(rng, num, TASTE_DIM), share=0.75
+            _normal(rng, NUM_GROUPS, TASTE_DIM)[group_U],
+            _normal(rng, num, TASTE_DIM),
+            share=group_taste_share,
         ),
-        effect_UT=_blend(group_effect_GT[group_U], _effects(rng, num, loads_T), share=0.4),
+        effect_UT=_blend(group_effect_GT[group_U], draw_effects(rng, num, loads_T), share=group_effect_share),
     )
 
 
@@ -104,7 +120,9 @@ def make_items(rng: np.random.Generator, *, scale: float, event_s: float, loads_
     category_taste_CK = _normal(rng, NUM_CATEGORIES, TASTE_DIM)
     author_taste_WK = _blend(category_taste_CK[category_W], _normal(rng, num_authors, TASTE_DIM), share=0.75)
     author_effect_WT = _blend(
-        _effects(rng, NUM_CATEGORIES, loads_T)[category_W], _effects(rng, num_authors, loads_T), share=0.4
+        draw_effects(rng, NUM_CATEGORIES, loads_T)[category_W],
+        draw_effects(rng, num_authors, loads_T),
+        share=0.4,
     )
     longest_s = LIFETIME_DAYS_MAX * 86_400.0
     tags_IM, num_tags_I = _tags(rng, category_I)
@@ -114,12 +132,13 @@ def make_items(rng: np.random.Generator, *, scale: float, event_s: float, loads_
         popularity_I=_zipf(rng, num, ITEM_ZIPF, head=ITEM_ZIPF_HEAD),
         birth_s_I=np.sort(rng.uniform(-longest_s, event_s, num)),
         lifetime_s_I=rng.uniform(LIFETIME_DAYS_MIN, LIFETIME_DAYS_MAX, num) * 86_400.0,
+        num_authors=num_authors,
         author_I=author_I,
         category_I=category_I,
         tags_IM=tags_IM,
         num_tags_I=num_tags_I,
         taste_IK=_blend(author_taste_WK[author_I], _normal(rng, num, TASTE_DIM), share=0.85),
-        effect_IT=_blend(author_effect_WT[author_I], _effects(rng, num, loads_T), share=0.7),
+        effect_IT=_blend(author_effect_WT[author_I], draw_effects(rng, num, loads_T), share=0.7),
     )
 
 
@@ -147,7 +166,7 @@ def _normal(rng: np.random.Generator, num: int, width: int) -> Floats:
     return rng.standard_normal((num, width), dtype=np.float32)
 
 
-def _effects(rng: np.random.Generator, num: int, loads_T: Floats) -> Floats:
+def draw_effects(rng: np.random.Generator, num: int, loads_T: Floats) -> Floats:
     """[num, T] of unit variance: each task follows a common effect by its load, the rest is its own."""
     common_N1 = _normal(rng, num, 1)
     own_NT = _normal(rng, num, len(loads_T))

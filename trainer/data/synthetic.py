@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from trainer.config.config import Config
 from trainer.config.schema import SchemaConfig
-from trainer.data import population, table1
+from trainer.data import population, seesaw, table1
 from trainer.errors import ConfigError
 from trainer.stream.columns import Impressions, Jagged
 from trainer.stream.slicing import concat_impressions, slice_impressions
@@ -95,14 +95,31 @@ class SyntheticStream:
         num_at_once = int(config.impressions * CHUNK_S_MAX / self._event_s)
         self._chunk = min(CHUNK_MAX, max(CHUNK_MIN, num_at_once))
         rng = np.random.default_rng([config.seed, 0])
-        scale = config.produce.scale
-        self.users = population.make_users(rng, scale=scale, loads_T=COMMON_LOADS_T)
-        self.items = population.make_items(rng, scale=scale, event_s=self._event_s, loads_T=COMMON_LOADS_T)
+        produce = config.produce
+        scale, loads_T = produce.scale, seesaw.task_loads(COMMON_LOADS_T, task_conflict=produce.task_conflict)
+        self.users = population.make_users(
+            rng,
+            scale=scale,
+            loads_T=loads_T,
+            group_taste_share=produce.group_taste_share,
+            group_effect_share=produce.group_effect_share,
+        )
+        self.items = population.make_items(rng, scale=scale, event_s=self._event_s, loads_T=loads_T)
         num_domains, num_tasks = table1.RATES_DT.shape
         # Around 1: every domain and task shares the taste space, and weighs its dimensions in its own way.
         self._taste_DTK = np.exp(
-            0.35 * rng.standard_normal((num_domains, num_tasks, population.TASTE_DIM))
+            produce.taste_spread * rng.standard_normal((num_domains, num_tasks, population.TASTE_DIM))
         ).astype(np.float32)
+        self._taste_scale_T = np.float32(produce.taste_scale) * TASTE_SCALE_T
+        self._seesaw: seesaw.Seesaw | None = None
+        if produce.domain_conflict or produce.task_conflict:
+            self._seesaw = seesaw.plant(
+                np.random.default_rng([config.seed, 3]),
+                domain_conflict=produce.domain_conflict,
+                task_conflict=produce.task_conflict,
+                num_authors=self.items.num_authors,
+                loads_T=loads_T,
+            )
         self._user_cdf_D = [
             np.cumsum(np.where(self.users.regions_U >> domain & 1, self.users.popularity_U, 0.0))
             for domain in range(num_domains)
@@ -140,6 +157,23 @@ class SyntheticStream:
                 concat_impressions([part for part, _ in waiting]),
                 np.concatenate([part_NT for _, part_NT in waiting]),
             )
+
+    def probe(self, *, num_users: int, num_items: int) -> Floats:
+        """True logits of users by items in every domain, seen there or not: float32 [D, U, I, T], in
+        the schema's order. They are drawn as in the middle of the stream, items from all domains."""
+        rng = np.random.default_rng([self._seed, 4])
+        num = max(num_users, num_items)
+        middle = self._draw(rng, np.full(num, self._event_s / 2))
+        user_P = np.repeat(middle.user_N[:num_users], num_items)
+        item_P = np.tile(middle.item_N[:num_items], num_users)
+        event_s_P = np.full(len(user_P), self._event_s / 2)
+        logits_DPT = np.stack(
+            [
+                self._logits(_Draw(event_s_P, np.full(len(user_P), domain, np.uint8), user_P, item_P))
+                for domain in self._domain_index
+            ]
+        )[:, :, self._task_index]
+        return logits_DPT.reshape(len(self._domain_index), num_users, num_items, len(self._task_index))
 
     def _chunks(self) -> Iterator[tuple[Impressions, Floats]]:
         """The whole stream, a chunk at a time."""
@@ -185,19 +219,32 @@ class SyntheticStream:
         taste_NK = (
             np.cos(angle_N1) * users.taste_UK[draw.user_N] + np.sin(angle_N1) * users.drift_UK[draw.user_N]
         )
-        match_NK = taste_NK * items.taste_IK[draw.item_N]
+        item_taste_NK = items.taste_IK[draw.item_N]
+        user_effect_NT, item_effect_NT = users.effect_UT[draw.user_N], items.effect_IT[draw.item_N]
         taste_NT = np.empty((len(draw.user_N), len(table1.TASKS)), np.float32)
         for domain in range(len(table1.DOMAINS)):
-            row_M = draw.domain_N == domain
+            row_M = np.flatnonzero(draw.domain_N == domain)
             weight_TK = self._taste_DTK[domain]
             norm_T = np.sqrt((weight_TK**2).sum(axis=1))
-            taste_NT[row_M] = match_NK[row_M] @ weight_TK.T / norm_T
+            if self._seesaw is None:
+                taste_NT[row_M] = (taste_NK[row_M] * item_taste_NK[row_M]) @ weight_TK.T / norm_T
+                continue
+            turned_MTK = self._seesaw.turned(taste_NK[row_M].astype(np.float32, copy=False), domain=domain)
+            taste_NT[row_M] = np.einsum("mtk,mk,tk->mt", turned_MTK, item_taste_NK[row_M], weight_TK) / norm_T
+            user_effect_NT[row_M] = self._seesaw.effects(
+                user_effect_NT[row_M],
+                self._seesaw.group_effect_DGT[domain, users.group_U[draw.user_N[row_M]]],
+            )
+            item_effect_NT[row_M] = self._seesaw.effects(
+                item_effect_NT[row_M],
+                self._seesaw.author_effect_DWT[domain, items.author_I[draw.item_N[row_M]]],
+            )
         age_h_N = (draw.event_s_N - items.birth_s_I[draw.item_N]) / 3_600.0
         fresh_N1 = (1.0 - np.log1p(age_h_N) / 2.0).astype(np.float32)[:, None]
         logits_NT: Floats = (
-            USER_SCALE_T * users.effect_UT[draw.user_N]
-            + ITEM_SCALE_T * items.effect_IT[draw.item_N]
-            + TASTE_SCALE_T * taste_NT
+            USER_SCALE_T * user_effect_NT
+            + ITEM_SCALE_T * item_effect_NT
+            + self._taste_scale_T * taste_NT
             + AGE_SCALE_T * fresh_N1
         )
         return logits_NT
@@ -321,4 +368,10 @@ def _check_schema(schema: SchemaConfig) -> None:
         if unknown:
             raise ConfigError(
                 f"schema: the synthetic stream has no {what} {', '.join(unknown)}; it has {', '.join(known)}"
+            )
+    for task in schema.tasks:
+        if task.label != "recorded":
+            raise ConfigError(
+                f"schema: task '{task.name}': label '{task.label}' is made of watch time; the synthetic "
+                f"stream draws its labels and has none, so label must be 'recorded'"
             )

@@ -228,8 +228,11 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 def test_missing_file_and_unknown_preset_are_named() -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read"):
         load_config(Path("nowhere.toml"))
-    with pytest.raises(ConfigError, match="unknown preset 'quikstart'; there are: kuairand, quickstart"):
+    with pytest.raises(ConfigError, match=r"unknown preset 'quikstart' .did you mean 'quickstart'") as caught:
         preset("quikstart")
+    assert str(caught.value).endswith("there are: kuairand, one_domain, quickstart, seesaw")
+    with pytest.raises(ConfigError, match="unknown preset '42'; there are"):
+        preset("42")
 
 
 def field_names(kind: type[msgspec.Struct]) -> list[str]:
