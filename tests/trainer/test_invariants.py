@@ -135,9 +135,12 @@ def test_invariants_hold_on_the_way_from_impression_to_prediction(
 ) -> None:
     shard = rig.recommender.shards["dim16"]
     versions: list[Version] = []
-    for batch, now_s in batches:
+    for number, (batch, now_s) in enumerate(batches):
         rig.recommender.train(batch, now_s=now_s)
         rig.advance()
+        if number % 20 == 19:
+            # However slow the machine is, some versions are served on the way.
+            rig.wait_until_served(rig.publish_all())
         live = shard.ids.rows()
         # 1. two live ids never share a row
         assert len(np.unique(live.slots_N)) == len(np.unique(live.keys_N)) == len(live.keys_N)
