@@ -72,7 +72,7 @@ def test_what_is_expected_depends_on_the_stream(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "pepnet,shared_botom"], r"unknown model 'shared_botom'.*shared_bottom"),
+        (["--models", "pepnet,shared_botom"], r"^--models: unknown model 'shared_botom'.*shared_bottom"),
         (["--preset", "seasaw"], r"unknown preset 'seasaw'.*seesaw"),
         (["--ablations", "--models", "ple"], "--ablations has its own variants"),
         (["--data", "x", "--impressions", "5"], "a recording is read to its end"),
