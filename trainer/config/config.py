@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import tomli_w
@@ -22,6 +22,11 @@ from trainer.errors import ConfigError
 IMPRESSIONS_PER_RECORD_MAX = 65_536
 EVENT_DAYS_MAX = 36_500
 """A century: event times stay far inside the 32-bit seconds of the id tables."""
+
+FirstLayer = Literal["epnet_output", "hidden"]
+EPNetInput = Literal["domain_and_embedding", "domain"]
+EPNetGate = Literal["element", "field"]
+PPNetInput = Literal["prior_and_embedding", "prior"]
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _HOST_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
@@ -68,12 +73,12 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     gate_hidden: int = 64
     gate_gamma: float = 2.0
     """The gate's range is (0, gamma)."""
-    first_layer: Literal["epnet_output", "hidden"] = "epnet_output"
+    first_layer: FirstLayer = "epnet_output"
     """H^(1) of equation 8: EPNet's output itself, or a first hidden layer on it."""
-    epnet_input: Literal["domain_and_embedding", "domain"] = "domain_and_embedding"
+    epnet_input: EPNetInput = "domain_and_embedding"
     """The KDD version's input, or the early version's."""
-    epnet_gate: Literal["element", "field"] = "element"
-    ppnet_input: Literal["prior_and_embedding", "prior"] = "prior_and_embedding"
+    epnet_gate: EPNetGate = "element"
+    ppnet_input: PPNetInput = "prior_and_embedding"
     """What PPNet's gates see: the equation's input, or the prior alone."""
     gate_input_gradient: bool = False
     """Let the gates train the embedding that they see, where the equations stop the gradient."""
@@ -88,6 +93,16 @@ class ModelConfig(Section, frozen=True, kw_only=True):
             if not widths or min(widths) < 1:
                 raise ValueError(f"{name} must be one or more widths of at least 1, found {list(widths)}")
         self._check_at_least(1, "gate_hidden", "num_experts", "num_own_experts", "ple_levels", "cross_layers")
+        # A file's values are checked as it is read; an experiment's, made by replace, are checked here.
+        for name, kind in (
+            ("first_layer", FirstLayer),
+            ("epnet_input", EPNetInput),
+            ("epnet_gate", EPNetGate),
+            ("ppnet_input", PPNetInput),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise ValueError(f"{name} must be one of {choices}, found '{getattr(self, name)}'")
         if not 0 <= self.l2 < math.inf:
             raise ValueError(f"l2 must be at least 0 and finite, found {self.l2}")
         if not 0 < self.gate_gamma < math.inf:

@@ -1,8 +1,8 @@
 """MMoE: experts that all tasks share, and one gate a task that mixes them.
 
-y_t = h^t(f^t(x)), f^t(x) = sum_k g^t(x)_k f_k(x), g^t(x) = softmax(W_g^t x).
-Source: Ma et al., KDD 2018 (doi 10.1145/3219819.3220007), the multi-gate mixture of experts; x is the whole
-concatenated embedding, priors included.
+y_t = h^t(f^t(x)) (equation 6), f^t(x) = sum_k g^t(x)_k f_k(x) (7), g^t(x) = softmax(W_g^t x) (8); x is the
+whole concatenated embedding, priors included.
+Source: Ma et al., KDD 2018 (doi 10.1145/3219819.3220007), equations 6 to 8.
 
 Shapes: B batch, E embedding, K experts, T tasks, O an expert's output width.
 """

@@ -61,9 +61,11 @@ class ExtractionLevel(nn.Module):
         """Returns: g of every group, float [G, B, O]; of the shared group, float [B, O], None at the last."""
         own_KBO = self.own(own_GBI.repeat_interleave(self.num_own, dim=0))
         shared_SBO = self.shared(shared_BI)
+        # A group's own experts lie first among those that its gate weighs.
+        of_own_GBK, of_shared_GBS = self.gates(own_GBI).split([self.num_own, self.num_shared], dim=2)
         own_GKBO = own_KBO.unflatten(0, (self.num_groups, self.num_own))
-        seen_GKBO = torch.cat([own_GKBO, shared_SBO.expand(self.num_groups, -1, -1, -1)], dim=1)
-        mixed_GBO = torch.einsum("gbk,gkbo->gbo", self.gates(own_GBI), seen_GKBO)
+        mixed_GBO = (of_own_GBK.transpose(1, 2).unsqueeze(3) * own_GKBO).sum(dim=1)
+        mixed_GBO = mixed_GBO + torch.einsum("gbs,sbo->gbo", of_shared_GBS, shared_SBO)
         if self.shared_gate is None:
             return mixed_GBO, None
         share_BK = self.shared_gate(shared_BI.unsqueeze(0)).squeeze(0)

@@ -134,6 +134,12 @@ def test_gate_input_gradient_trains_what_the_gates_see_and_leaves_the_logits() -
     assert (embedding_BE.grad.abs().sum(0) > 0).all()
 
 
+@pytest.mark.parametrize("option", ["first_layer", "epnet_input", "epnet_gate", "ppnet_input"])
+def test_an_option_that_there_is_not_is_refused_with_those_that_there_are(option: str) -> None:
+    with pytest.raises(ValueError, match=rf"{option} must be one of \w+, \w+, found 'fild'"):
+        replace(ModelConfig(), **{option: "fild"})
+
+
 def test_gates_that_see_the_prior_alone_have_no_weights_for_more() -> None:
     model, config, layout, _ = make(epnet_input="domain", ppnet_input="prior")
     assert [name for name, _ in model.named_parameters() if "seen" in name] == []

@@ -112,18 +112,25 @@ def test_bfloat16_products_are_near_and_leave_float32_gradients(name: str) -> No
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in built.model.parameters())
 
 
+@pytest.fixture(scope="module")
+def small_config(make_config: Callable[..., Config]) -> Config:
+    return make_config(batch_size=128)
+
+
+@pytest.fixture(scope="module")
+def batches(small_config: Config, make_batches: Callable[..., list[Impressions]]) -> list[Impressions]:
+    """The same for all models."""
+    return make_batches(small_config, 12)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_learns_through_the_recommender(
-    name: str,
-    ranks: Ranks,
-    make_config: Callable[..., Config],
-    make_batches: Callable[..., list[Impressions]],
+    name: str, ranks: Ranks, small_config: Config, batches: list[Impressions]
 ) -> None:
-    config = make_config(batch_size=128)
-    config = replace(config, model=replace(config.model, name=name, bottom_widths=(16,), cin_rows=(8, 8)))
+    small = replace(small_config.model, name=name, bottom_widths=(16,), cin_rows=(8, 8))
+    config = replace(small_config, model=small)
     recommender = Recommender(config, ranks=ranks)
     before = {key: p.detach().clone() for key, p in recommender.dense.named_parameters()}
-    batches = make_batches(config, 12)
     losses = []
     for batch in batches:
         scores_NT = recommender.train(batch, now_s=int(batch.event_time_ms_N.max()) // 1000)
@@ -147,7 +154,7 @@ def test_every_model_learns_through_the_recommender(
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("ppnet_mmoe", "xdeepfm", "ple") else pytest.param(name, marks=pytest.mark.slow)
+        name if name in ("ppnet_mmoe", "xdeepfm") else pytest.param(name, marks=pytest.mark.slow)
         for name in SERVED
     ],
 )
