@@ -69,16 +69,18 @@ def quickstart() -> Config:
 def seesaw() -> Config:
     """Where models are compared: tasks and domains of the synthetic stream conflict (docs/data.md).
 
-    Populations are small beside the stream, so that half a million impressions show users and items as often
-    as Table 1's do; the table holds every id.
+    Populations are small beside the stream: a million impressions show users and items as often as Table 1's
+    do, half a million half as often. The embedding table holds every id.
     """
     base = quickstart()
     return replace(
         base,
         preset="seesaw",
         impressions=500_000,
-        tables=(replace(base.tables[0], bytes_limit=64 << 20),),
-        produce=replace(base.produce, scale=0.005, domain_conflict=0.4, task_conflict=0.6),
+        tables=(replace(base.tables[0], bytes_limit=32 << 20),),
+        produce=replace(
+            base.produce, scale=0.005, domain_conflict=0.4, task_conflict=0.2, group_taste_share=0.5
+        ),
     )
 
 
@@ -93,7 +95,7 @@ def one_domain() -> Config:
         preset="one_domain",
         impressions=500_000,
         schema=replace(base.schema, domains=("featured_video",)),
-        tables=(replace(base.tables[0], bytes_limit=64 << 20),),
+        tables=(replace(base.tables[0], bytes_limit=32 << 20),),
         produce=replace(
             base.produce, scale=0.005, taste_scale=0.0, group_taste_share=1.0, group_effect_share=1.0
         ),

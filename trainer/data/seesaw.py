@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.population import draw_effects
+from trainer.data import table1
+from trainer.data.population import NUM_GROUPS, TASTE_DIM, draw_effects
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -66,25 +67,22 @@ def plant(
     *,
     domain_conflict: float,
     task_conflict: float,
-    num_domains: int,
-    num_groups: int,
     num_authors: int,
-    taste_dim: int,
     loads_T: Floats,
 ) -> Seesaw:
     """Args: domain_conflict, task_conflict: in 0..1. loads_T: of the effects that a domain has of its own."""
+    domains = range(len(table1.DOMAINS))
     # Two domains turned by the same angle, each in its own planes, keep cos(angle)^2 on average.
-    domain_cosine = np.sqrt(1.0 - domain_conflict)
-    domain_DKK = [turn(rng, taste_dim, cosine=domain_cosine) for _ in range(num_domains)]
+    domain_cosine = float(np.sqrt(1.0 - domain_conflict))
+    domain_DKK = [turn(rng, TASTE_DIM, cosine=domain_cosine) for _ in domains]
     cosine_T = 1.0 - task_conflict * CONFLICT_SHARE_T
-    task_TKK = [turn(rng, taste_dim, cosine=float(cosine)) for cosine in cosine_T]
+    task_TKK = [turn(rng, TASTE_DIM, cosine=float(cosine)) for cosine in cosine_T]
+    turns = [[of_domain @ of_task for of_task in task_TKK] for of_domain in domain_DKK]
     return Seesaw(
-        turn_DTKK=np.array(
-            [[of_domain @ of_task for of_task in task_TKK] for of_domain in domain_DKK]
-        ).astype(np.float32),
+        turn_DTKK=np.array(turns).astype(np.float32),
         shared=1.0 - domain_conflict,
-        group_effect_DGT=np.stack([draw_effects(rng, num_groups, loads_T) for _ in range(num_domains)]),
-        author_effect_DWT=np.stack([draw_effects(rng, num_authors, loads_T) for _ in range(num_domains)]),
+        group_effect_DGT=np.stack([draw_effects(rng, NUM_GROUPS, loads_T) for _ in domains]),
+        author_effect_DWT=np.stack([draw_effects(rng, num_authors, loads_T) for _ in domains]),
     )
 
 

@@ -117,10 +117,7 @@ class SyntheticStream:
                 np.random.default_rng([config.seed, 3]),
                 domain_conflict=produce.domain_conflict,
                 task_conflict=produce.task_conflict,
-                num_domains=num_domains,
-                num_groups=population.NUM_GROUPS,
                 num_authors=self.items.num_authors,
-                taste_dim=population.TASTE_DIM,
                 loads_T=loads_T,
             )
         self._user_cdf_D = [

@@ -70,7 +70,7 @@ def test_domains_and_tasks_conflict_in_seesaw_more_than_in_quickstart():
     click = table1.TASKS.index("click")
     others_T = [index for index, task in enumerate(table1.TASKS) if task not in ("click", "hate")]
     with_click_T = seesaw.task_correlation_TT[click, others_T]
-    assert (with_click_T < quickstart.task_correlation_TT[click, others_T] - 0.1).all()
+    assert (with_click_T < 0.9 * quickstart.task_correlation_TT[click, others_T]).all()
     np.testing.assert_allclose(np.diag(seesaw.task_correlation_TT), 1.0, rtol=1e-6)
     np.testing.assert_allclose(np.diag(seesaw.domain_correlation_DD), 1.0, rtol=1e-6)
 

@@ -151,6 +151,19 @@ def test_every_row_of_the_real_trace_comes_out():
     assert np.isfinite(impressions.dense["register_days"]).mean() > 0.99
 
 
+def test_labels_of_watch_time_are_made_of_the_real_trace():
+    folder = os.environ.get("KUAIRAND_DIR")
+    if not folder:
+        pytest.skip("KUAIRAND_DIR is not set: no KuaiRand files to read")
+    median = TaskConfig(name="median", label="effective_view")
+    half = TaskConfig(name="half", label="effective_view", effective_view_line="half_of_duration")
+    click = TaskConfig(name="click", label="click", single_column=("main",))
+    labels, known = _labels(Path(folder), median, half, click)
+    assert np.mean(labels[0]) == pytest.approx(0.5, abs=0.001)
+    assert np.mean(known[1]) == pytest.approx(0.8156, abs=1e-4)
+    assert 0.3 < np.mean(labels[1]) < np.mean(labels[2]) < 1
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match="nothing-here"):
         KuaiRandReader(tmp_path / "nothing-here", SCHEMA)

@@ -24,15 +24,13 @@ ANOTHER = {
 }
 
 
-def config_with(**produce) -> Config:
-    base = preset("quickstart")
-    return replace(base, impressions=3_000, produce=replace(base.produce, scale=0.002, **produce))
-
-
 @cache
-def whole(config: Config):
-    (impressions, truth_NT) = next(SyntheticStream(config).batches(config.impressions))
-    return impressions, truth_NT
+def stream_with(option: str | None):
+    """(impressions, truth) of a small stream, whole, with another value of one option, or as it is."""
+    base = preset("quickstart")
+    produce = replace(base.produce, scale=0.002, **({option: ANOTHER[option]} if option else {}))
+    config = replace(base, impressions=3_000, produce=produce)
+    return next(SyntheticStream(config).batches(config.impressions))
 
 
 @pytest.mark.parametrize("cosine", [1.0, 0.8, 0.3, 0.0])
@@ -61,10 +59,7 @@ def test_domains_and_tasks_keep_the_correlation_that_the_options_leave_on_averag
             np.random.default_rng(seed),
             domain_conflict=conflict,
             task_conflict=conflict,
-            num_domains=3,
-            num_groups=4,
             num_authors=5,
-            taste_dim=6,
             loads_T=np.zeros(6, np.float32),
         )
         alike_DTDT = np.einsum("dtkj,eskj->dtes", planted.turn_DTKK, planted.turn_DTKK) / 6
@@ -80,10 +75,7 @@ def test_effects_keep_their_variance_and_the_share_that_domains_have_in_common()
         rng,
         domain_conflict=0.4,
         task_conflict=0.0,
-        num_domains=3,
-        num_groups=4,
         num_authors=20_000,
-        taste_dim=6,
         loads_T=np.zeros(6, np.float32),
     )
     effect_WT = rng.standard_normal((20_000, 6)).astype(np.float32)
@@ -94,8 +86,7 @@ def test_effects_keep_their_variance_and_the_share_that_domains_have_in_common()
 
 @pytest.mark.parametrize("option", ANOTHER)
 def test_an_option_changes_the_labels_and_nothing_that_is_shown(option):
-    plain, changed = config_with(), config_with(**{option: ANOTHER[option]})
-    (plain_impressions, plain_NT), (impressions, truth_NT) = whole(plain), whole(changed)
+    (plain_impressions, plain_NT), (impressions, truth_NT) = stream_with(None), stream_with(option)
     for name, jagged in plain_impressions.sparse.items():
         np.testing.assert_array_equal(impressions.sparse[name].ids_L, jagged.ids_L)
     np.testing.assert_array_equal(impressions.event_time_ms_N, plain_impressions.event_time_ms_N)
