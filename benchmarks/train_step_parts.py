@@ -2,8 +2,8 @@
 
 The clock is the processor time of the thread that does the part, which other processes on the machine do not
 stop. `map` is the other thread's; the parts from `embedding_lookup` to `other` are the training thread's and
-together its `step`. The sparse update is what backward does after the embeddings' gradient is there:
-TorchRec's fused optimizer.
+together its `step`. The dense backward includes the verdict whether the step may be applied; the sparse
+update is the tables' own backward, with TorchRec's fused optimizer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.report import rounded
 from benchmarks.train_step_ours import Ours
 from trainer.stream.columns import Impressions
+from trainer.tables import ShardedTables
 
 PARTS = (
     "embedding_lookup",
@@ -55,6 +56,24 @@ class _Clocks:
         return timed
 
 
+class _TimedTables:
+    """The sharded tables with clocks around what a step does with them."""
+
+    def __init__(self, tables: ShardedTables, clocks: _Clocks) -> None:
+        self._clocks = clocks
+        self._lookup = clocks.around("embedding_lookup", tables)
+        self._tables = tables
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        embedding_BE: Tensor = self._lookup(*arguments)
+        return embedding_BE
+
+    def apply(self, *arguments: Any, **named: Any) -> None:
+        self._clocks.end("dense_backward")
+        self._tables.apply(*arguments, **named)
+        self._clocks.end("sparse_update")
+
+
 def parts_of_a_step(ours: Ours, batches: list[Impressions]) -> dict[str, float]:
     """Milliseconds by part, the mean over the batches; `other` is what is left of `step`."""
     recommender, clocks = ours.recommender, _Clocks()
@@ -68,18 +87,11 @@ def parts_of_a_step(ours: Ours, batches: list[Impressions]) -> dict[str, float]:
         )
     ours.window.add = clocks.around("metrics", ours.window.add)  # type: ignore[method-assign]
     ours.report = clocks.around("reports", ours.report)  # type: ignore[method-assign]
-    lookup = clocks.around("embedding_lookup", recommender.embeddings)
-
-    def embeddings(*arguments: Any) -> Tensor:
-        embedding_BE: Tensor = lookup(*arguments)
-        embedding_BE.register_hook(lambda _: clocks.end("dense_backward"))  # type: ignore[no-untyped-call]
-        return embedding_BE
-
-    recommender.embeddings = embeddings  # type: ignore[assignment]
+    recommender.embeddings = _TimedTables(recommender.embeddings, clocks)  # type: ignore[assignment]
     recommender.dense.register_forward_pre_hook(lambda *_: clocks.begin())
     recommender.dense.register_forward_hook(lambda *_: clocks.end("dense_forward"))
     optimizer = recommender.dense_optimizer
-    optimizer.register_step_pre_hook(lambda *_: clocks.end("sparse_update"))
+    optimizer.register_step_pre_hook(lambda *_: clocks.begin())
     optimizer.register_step_post_hook(lambda *_: clocks.end("dense_optimizer"))
     began_s, began_wall_s = time.thread_time(), time.perf_counter()
     ours.run(batches)

@@ -156,12 +156,7 @@ class TrainingLoop:
         self._say_stop(reason, positions=self.source.positions())
 
     def _say_stop(self, reason: str, *, positions: Iterable[Position]) -> None:
-        report_stop(
-            reason,
-            progress=self.progress,
-            positions=positions,
-            checkpoint=self.newest_checkpoint,
-        )
+        report_stop(reason, progress=self.progress, positions=positions, checkpoint=self.newest_checkpoint)
 
     def _run(self) -> None:
         if self.publishing is not None:

@@ -87,7 +87,8 @@ def config(embedded_broker: Any, make_config: Callable[..., Config]) -> Config:
         made,
         kafka=kafka,
         serving=replace(made.serving, shard_address=""),
-        train=replace(made.train, ledger=True),
+        # Warm-up and the tasks' rates are a part of what a killed trainer must find again.
+        train=replace(made.train, ledger=True, warm_up_steps=150, task_scaling="by_positives"),
         checkpoint=replace(made.checkpoint, interval_s=1),
     )
 

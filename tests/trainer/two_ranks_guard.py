@@ -1,4 +1,5 @@
-"""Run by torchrun in test_ranks_guard.py: a batch that is not finite on one rank is skipped by both.
+"""Run by torchrun in test_ranks_guard.py: a batch that is not finite on one rank is skipped by both, and Adam
+for rows.
 
 torchrun --nproc-per-node 2 two_ranks_guard.py CONFIG_TOML CHECKPOINT_DIR NUM_BATCHES
 """
@@ -12,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from msgspec.structs import replace as replace_fields
 
 from trainer.checkpoint import Checkpoints, Progress
 from trainer.checkpoint.capture import StateCopier, StateCopy
-from trainer.collectives import start_ranks
-from trainer.config import load_config
+from trainer.collectives import Ranks, start_ranks
+from trainer.config import Config, load_config
 from trainer.data.synthetic import SyntheticStream
 from trainer.recommender import Recommender
 from trainer.stream.columns import Position
@@ -34,10 +36,26 @@ def assert_same(before: StateCopy, after: StateCopy) -> None:
     assert np.isfinite(new.rows_ND).all()
 
 
+def train_with_adam(config: Config, *, ranks: Ranks, path: Path) -> None:
+    """The rows of this rank after five steps of Adam for rows: keys [N] and rows [N, D]."""
+    config = replace_fields(config, optimizer=replace_fields(config.optimizer, embedding="adam"))
+    recommender = Recommender(config, ranks=ranks)
+    stream = SyntheticStream(config).batches(config.train.batch_size)
+    rows = recommender.batch_rows
+    for _ in range(5):
+        batch = next(stream)[0]
+        mine = slice_impressions(batch, ranks.rank * rows, (ranks.rank + 1) * rows)
+        recommender.train(mine, now_s=int(batch.event_time_ms_N.max()) // 1000)
+    shard = recommender.shards["dim16"]
+    held = shard.ids.rows()
+    np.savez(path, keys=held.keys_N, rows=shard.rows.rows_CD[held.slots_N].numpy())
+
+
 def main(config_path: str, checkpoint_dir: str, num_batches: str) -> None:
     torch.set_num_threads(1)
     config = load_config(Path(config_path))
     ranks = start_ranks()
+    train_with_adam(config, ranks=ranks, path=Path(config_path).with_name(f"adam{ranks.rank}.npz"))
     recommender = Recommender(config, ranks=ranks)
     assert recommender.task_rates is not None
     stream = SyntheticStream(config).batches(config.train.batch_size)

@@ -90,34 +90,24 @@ class KafkaSource:
         )
         self.num_partitions = len(everything)
         """Of the whole topic, as it was when this was made."""
+        num = self.num_partitions
         self._order = make_order(
-            kafka.order,
-            batch_size=batch_size,
-            num_partitions=self.num_partitions,
-            rank=rank,
-            world_size=world_size,
+            kafka.order, batch_size=batch_size, num_partitions=num, rank=rank, world_size=world_size
         )
         mine = [partition for partition in everything if partition % world_size == rank]
         _check_partitions(kafka.topic, everything, known)
         consumer = _consumer(kafka, options)
         watch, start, ends = _place(
-            consumer,
-            topic=kafka.topic,
-            num_partitions=self.num_partitions,
-            expected_topic_id=expected_topic_id,
-            mine=mine,
-            given=known,
+            consumer, kafka.topic, num, expected_topic_id=expected_topic_id, mine=mine, given=known
         )
         self.topic_id = watch.topic_id
         """The id that the broker gave the topic when it was made; "" where the broker has no such ids."""
-        self._shared = Shared(
-            changed=threading.Condition(),
-            buffer=RecordBuffer(
-                start, impressions_max=kafka.prefetch_impressions_max, least_room=self._order.least_room
-            ),
+        buffer = RecordBuffer(
+            start, impressions_max=kafka.prefetch_impressions_max, least_room=self._order.least_room
         )
         for partition, end in ends.items():
-            self._shared.buffer.set_end(partition, end)
+            buffer.set_end(partition, end)
+        self._shared = Shared(changed=threading.Condition(), buffer=buffer)
         self._thread = FetchThread(
             consumer,
             kafka=kafka,
@@ -266,9 +256,9 @@ class KafkaSource:
 
 def _place(
     consumer: KafkaConsumer,
-    *,
     topic: str,
     num_partitions: int,
+    *,
     expected_topic_id: str,
     mine: list[int],
     given: Mapping[int, Position],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from kafka.admin import KafkaAdminClient, NewTopic
 
@@ -41,6 +43,23 @@ def test_a_value_too_large_for_the_topic_leaves_its_origin(kafka_broker):
     assert record.value == b""
     assert headers["freshet.value_omitted"] == b"5000"
     assert headers["freshet.origin"] == b"origin/3/17"
+
+
+def test_a_value_too_large_for_the_topic_leaves_the_ids_that_were_in_it(kafka_broker):
+    topic = kafka_broker.new_topic() + "-small"
+    options = connect_options(kafka_broker.bootstrap_servers, security=Security(), timeout_s=10)
+    admin = KafkaAdminClient(**options)
+    admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "1000"})])
+    admin.close()
+    writer = DeadLetterWriter(topic, options=options)
+    found = ((7, 3), (2**63, 5))
+    writer.write(DeadLetter(b"x" * 5_000, "origin", 3, 17, "non_finite_loss", "why", {}, impressions=found))
+    writer.close()
+    (record,) = read_records(topic, options=options, num=1)
+    headers = dict(record.headers)
+    assert headers["freshet.value_omitted"] == b"5000"
+    assert json.loads(headers["freshet.request_ids"]) == [7, 2**63]
+    assert json.loads(headers["freshet.origin_rows"]) == [3, 5]
 
 
 def test_a_topic_that_cannot_be_written_is_an_error(kafka_broker):
