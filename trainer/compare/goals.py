@@ -129,4 +129,8 @@ def ablation_lines(summary: Summary, *, must_lose: Sequence[str]) -> list[str]:
         if verdict == "met" and not difference.is_significant:
             verdict = "met in the mean, not significant"
         lines.append(f"GOAL ablation {name} loses mean GAUC: {_said(difference)}: {verdict}")
+        assert row is not None
+        expected = row.differences.get(Column(domain, MEAN, "expected_gauc"))
+        if expected is not None:
+            lines.append(f"  by the true probabilities: {_said(expected)}")
     return lines

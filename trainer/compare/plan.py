@@ -73,7 +73,7 @@ def check_models(names: Sequence[str]) -> None:
         try:
             kind_of(name)
         except ConfigError as error:
-            raise ConfigError(f"--models: {error}") from error
+            raise ConfigError(f"--models: {str(error).removeprefix('model.name: ')}") from error
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ConfigError(f"--models: named twice: {', '.join(doubled)}")

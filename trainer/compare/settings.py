@@ -40,7 +40,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seeds: int = 3
     impressions: int = 500_000
     """Drawn for each seed, before the filter; a recording is read to its end."""
-    batch_size: int = 1024
+    batch_size: int = 512
     protocol: Protocol = Protocol()
     dense_learning_rate: float = 3e-3
     embedding_learning_rate: float = 0.1

@@ -40,7 +40,7 @@ def test_the_default_set_is_all_models_on_three_seeds():
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [("--full", (5, 2_000_000, 2)), ("--quick", tuple(command.QUICK))]
+    ("size", "expected"), [("--full", (5, 2_000_000, 3)), ("--quick", tuple(command.QUICK))]
 )
 def test_sizes_are_what_they_are_said_to_be(size, expected):
     settings = _options(size).settings
@@ -72,7 +72,7 @@ def test_what_is_expected_depends_on_the_stream(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "pepnet,shared_botom"], r"unknown model 'shared_botom'.*shared_bottom"),
+        (["--models", "pepnet,shared_botom"], r"^--models: unknown model 'shared_botom'.*shared_bottom"),
         (["--preset", "seasaw"], r"unknown preset 'seasaw'.*seesaw"),
         (["--ablations", "--models", "ple"], "--ablations has its own variants"),
         (["--data", "x", "--impressions", "5"], "a recording is read to its end"),
@@ -112,6 +112,22 @@ def _start(out: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def test_a_small_comparison_prints_and_writes_its_table(tmp_path, capsys):
+    """From the command line to every file, with one worker."""
+    assert main(["compare", *SMALL, "--seeds", "1", "--workers", "1", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "GOAL mean GAUC in discovery: pepnet" in out
+    assert "GOAL cells: " in out
+    with (tmp_path / "cells.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["model"] for line in lines} == {"shared_bottom", "pepnet", TRUTH}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("data", "runs", "table.txt", "table.md", "table.tex", "cells.csv", "settings.json", "gauc.svg")
+    }
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+@pytest.mark.slow
 def test_a_comparison_that_was_stopped_goes_on_and_ends_as_if_it_was_not(tmp_path):
     """Interrupted after its first result; the runs it had are not done again."""
     first = _start(tmp_path / "a", "--seeds", "2", "--workers", "1")
@@ -133,13 +149,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_ends_as_if_it_was_not(tmp_pat
     assert f"{len(done)} of 6 runs are done already" in error
     assert {name: (runs / name).stat().st_mtime_ns for name in done} == done
     assert "GOAL mean GAUC in discovery: pepnet" in out
-    assert "GOAL cells: " in out
-    with (tmp_path / "a" / "cells.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert {line["model"] for line in lines} == {"shared_bottom", "pepnet", TRUTH}
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {
-        *("data", "runs", "table.txt", "table.md", "table.tex", "cells.csv", "settings.json", "gauc.svg")
-    }
+    assert len(list(runs.iterdir())) == 6
 
 
 @pytest.mark.slow
