@@ -227,7 +227,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="default 5, quick 1")
     parser.add_argument("--impressions", type=int, help="default 100,000")
     parser.add_argument("--env", type=Path, default=DEFAULT_ENVIRONMENT, help="the peer's environment")
-    parser.add_argument("--no-peer", action="store_true", help="ours alone, without the environment")
+    parser.add_argument("--no-install", action="store_true", help="without the peer if it is not there")
     return parser.parse_args()
 
 
@@ -235,13 +235,10 @@ def main() -> None:
     options = parsed()
     impressions = options.impressions or (20_000 if options.quick else 100_000)
     python = None
-    if options.no_peer:
-        say_skipped("mlgb", "--no-peer")
-    else:
-        try:
-            python = environment(options.env, REQUIREMENTS)
-        except PeerMissingError as error:
-            say_skipped("mlgb", str(error))
+    try:
+        python = environment(options.env, REQUIREMENTS, install=not options.no_install)
+    except PeerMissingError as error:
+        say_skipped("mlgb", str(error))
     torch.set_num_threads(1)
     ranks = start_ranks()
     of_seeds = []
