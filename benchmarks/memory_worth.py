@@ -4,12 +4,13 @@ python -m benchmarks.memory_worth [--quick] [--seeds N] [--impressions N] [--plo
 
 All of quickstart's memory in one number: 100 % is what it takes to hold every id that the stream ever shows
 (rows, optimizer state, id table, record of changes), the other budgets are shares of it. `scored` is the
-recommender as `make run` has it: Kraken's score, the items' lifetime, protected classes. `hashed` spends the
-same bytes on rows, optimizer state and record of changes alone: an id's row is a hash of it, ids share rows,
-and nothing ever leaves. Impressions are judged by the predictions that were made before they were trained
-(Monolith's protocol), over the last three quarters of the stream; values are means over the tasks. `_lost`
-is `scored` at 100 % less the row's own, paired by seed, `_95` half of its 95 % interval (Student's t).
-`ids_left` counts evictions and expiries, `refused` the ids that found every row taken by protected ones.
+recommender as `make run` has it: Kraken's score, the items' lifetime, protected classes. In `unprotected`
+users may leave as well. `hashed` spends the same bytes on rows, optimizer state and record of changes alone:
+an id's row is a hash of it, ids share rows, and nothing ever leaves. Impressions are judged by the
+predictions that were made before they were trained (Monolith's protocol), over the last three quarters of
+the stream; values are means over the tasks. `_lost` is `scored` at 100 % less the row's own, paired by seed,
+`_95` half of its 95 % interval (Student's t). `ids_left` counts evictions and expiries, `refused` the ids
+that found every row taken by protected ones.
 """
 
 from __future__ import annotations
@@ -102,7 +103,14 @@ def hashed(config: Config, *, bytes_limit: int, ranks: Ranks) -> Recommender:
     return recommender
 
 
-KINDS = {"scored": scored, "hashed": hashed}
+def unprotected(config: Config, *, bytes_limit: int, ranks: Ranks) -> Recommender:
+    """As `scored`, and every class may be evicted."""
+    features = tuple(replace(feature, protected=False) for feature in config.schema.features)
+    config = replace(config, schema=replace(config.schema, features=features))
+    return scored(config, bytes_limit=bytes_limit, ranks=ranks)
+
+
+KINDS = {"scored": scored, "unprotected": unprotected, "hashed": hashed}
 
 
 def learn(recommender: Recommender, stream: Stream) -> dict[str, float]:

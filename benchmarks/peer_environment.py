@@ -14,17 +14,19 @@ class PeerMissingError(Exception):
     """The environment cannot be made here; says what the installer said."""
 
 
-def environment(folder: Path, requirements: Sequence[str]) -> Path:
+def environment(folder: Path, requirements: Sequence[str], *, install: bool = True) -> Path:
     """Its interpreter; made first if the folder has none with exactly these requirements.
 
-    Args: requirements: pinned, as pip takes them.
-    Raises: PeerMissingError if they cannot be installed.
+    Args: requirements: pinned, as pip takes them; install: whether it may be made.
+    Raises: PeerMissingError if it is not there and cannot or may not be made.
     """
     python = folder / "bin" / "python"
     made_of = folder / "made_of.txt"
     wanted = "\n".join(requirements) + "\n"
     if made_of.exists() and made_of.read_text() == wanted:
         return python
+    if not install:
+        raise PeerMissingError(f"{folder} has not {', '.join(requirements)}, and nothing may be installed")
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(folder)],
         [str(python), "-m", "pip", "install", "--quiet", *requirements],

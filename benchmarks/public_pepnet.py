@@ -13,6 +13,7 @@ mlgb           as its examples use it: the optimizer gets model.parameters()
 mlgb_weights   the weights that parameters() lacks are handed to the optimizers by name, and the embeddings
                learn by AdaGrad at 0.05 as ours do
 mlgb_inputs    mlgb_weights, and the gates also see the stopped embedding (gnu_if_concat_general_inputs)
+mlgb_small     mlgb_inputs, and the embeddings begin as small as ours, not with a deviation of one
 
 `hidden` in the last line counts, for mlgb as it comes, the tensors of the EPNet gate and of the embeddings
 that are in parameters() and in state_dict(), those that got a gradient, and the largest change of a weight by
@@ -40,6 +41,7 @@ from benchmarks.report import rounded, say, say_json, say_skipped, say_table
 from benchmarks.served_quality import Floats, lost, means, quality
 from trainer.collectives import Ranks, start_ranks
 from trainer.config import Config, preset
+from trainer.config.config import OptimizerConfig
 from trainer.data.synthetic import SyntheticStream
 from trainer.features import bucketise
 from trainer.recommender import Recommender
@@ -51,10 +53,16 @@ OURS = "freshet"
 DOMAIN_FEATURES = ("domain", "domain_click_rate")
 PRIOR_FEATURES = ("user_id", "item_id", "author_id")
 """The peer takes its prior features out of the towers' input, so all of ours would leave it next to none."""
+FIRST_VALUES = OptimizerConfig().embedding_init_scale
 PEERS: dict[str, dict[str, Any]] = {
     "mlgb": {"all_weights": False, "options": {}},
     "mlgb_weights": {"all_weights": True, "options": {}},
     "mlgb_inputs": {"all_weights": True, "options": {"gnu_if_concat_general_inputs": True}},
+    "mlgb_small": {
+        "all_weights": True,
+        "options": {"gnu_if_concat_general_inputs": True},
+        "first_values": FIRST_VALUES,
+    },
 }
 LAST_WIDTH = 64
 PEER_LIMIT_S = 3_600
@@ -219,7 +227,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="default 5, quick 1")
     parser.add_argument("--impressions", type=int, help="default 100,000")
     parser.add_argument("--env", type=Path, default=DEFAULT_ENVIRONMENT, help="the peer's environment")
-    parser.add_argument("--no-peer", action="store_true", help="ours alone, without the environment")
+    parser.add_argument("--no-install", action="store_true", help="without the peer if it is not there")
     return parser.parse_args()
 
 
@@ -227,13 +235,10 @@ def main() -> None:
     options = parsed()
     impressions = options.impressions or (20_000 if options.quick else 100_000)
     python = None
-    if options.no_peer:
-        say_skipped("mlgb", "--no-peer")
-    else:
-        try:
-            python = environment(options.env, REQUIREMENTS)
-        except PeerMissingError as error:
-            say_skipped("mlgb", str(error))
+    try:
+        python = environment(options.env, REQUIREMENTS, install=not options.no_install)
+    except PeerMissingError as error:
+        say_skipped("mlgb", str(error))
     torch.set_num_threads(1)
     ranks = start_ranks()
     of_seeds = []

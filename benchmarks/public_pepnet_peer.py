@@ -106,6 +106,9 @@ def learn(
     # The library makes its layers at the first call; they must be there before the optimizer is.
     model(inputs(slice(0, 2)))
     hidden = hidden_weights(model)
+    if way.get("first_values"):
+        for table in hidden["embeddings"]:
+            nn.init.uniform_(table, -way["first_values"], way["first_values"])
     before = {name: [weight.detach().clone() for weight in weights] for name, weights in hidden.items()}
     optimizers = optimizers_of(model, hidden, all_weights=way["all_weights"])
     loss_of = nn.BCELoss()

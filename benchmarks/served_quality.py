@@ -49,6 +49,7 @@ def lost(best: Sequence[Mapping[str, float]], own: Sequence[Mapping[str, float]]
             continue
         differences = [one[measure] - other[measure] for one, other in zip(best, own, strict=True)]
         width = half_width(differences)
-        columns[f"{short}_lost"] = round(float(np.mean(differences)), 5)
+        # A zero has no sign.
+        columns[f"{short}_lost"] = round(float(np.mean(differences)), 5) + 0.0
         columns[f"{short}_95"] = None if width is None else round(width, 5)
     return columns

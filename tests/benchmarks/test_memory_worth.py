@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from benchmarks.memory_worth import (
+    KINDS,
     SHARES,
     HashedKeys,
     bytes_for,
@@ -17,6 +18,7 @@ from benchmarks.memory_worth import (
     learn,
     row_bytes,
     scored,
+    unprotected,
 )
 from trainer.config import preset
 from trainer.data.synthetic import SyntheticStream
@@ -42,6 +44,17 @@ def test_the_whole_budget_has_a_row_for_every_id_and_a_share_of_it_has_not(confi
     quarter = learn(scored(config, bytes_limit=budget // 4, ranks=ranks), stream)
     assert quarter["rows"] < num_ids / 4
     assert quarter["ids_left"] + quarter["refused"] > whole["ids_left"]
+
+
+def test_protected_ids_stay_where_others_are_refused_and_leave_where_nobody_is_protected(
+    config, stream, ranks
+):
+    budget = bytes_for(distinct_keys(stream, config), config) // 4
+    kept = learn(scored(config, bytes_limit=budget, ranks=ranks), stream)
+    given_up = learn(unprotected(config, bytes_limit=budget, ranks=ranks), stream)
+    assert kept["refused"] > 0
+    assert given_up["refused"] < kept["refused"]
+    assert given_up["ids_left"] > kept["ids_left"]
 
 
 def test_the_hashed_table_has_the_bytes_of_the_scored_one_as_rows_and_keeps_them(config, stream, ranks):
@@ -70,7 +83,7 @@ def test_the_last_line_has_every_budget_of_both_tables(run_benchmark, tmp_path: 
     record, _ = run_benchmark("memory_worth", *arguments)
     assert record["name"] == "memory_worth"
     rows = {(row["kind"], row["share"]): row for row in record["rows"]}
-    assert set(rows) == {(kind, share) for kind in ("scored", "hashed") for share in SHARES}
+    assert set(rows) == {(kind, share) for kind in KINDS for share in SHARES}
     assert rows["scored", 1.0]["auc_lost"] == 0
     assert all(0.3 < row["auc"] < 1 for row in rows.values())
     assert (tmp_path / "memory_worth.svg").read_text().rstrip().endswith("</svg>")
