@@ -105,6 +105,19 @@ def _users(users_K: npt.NDArray[np.int64], labels_K: npt.NDArray[np.floating[Any
     return len(shown_U), int(((positive_U == 0) | (positive_U == shown_U)).sum())
 
 
+def choosing_auc(cells: Sequence[Cell]) -> float | None:
+    """What an epoch is chosen by: the mean AUC, each cell weighted by the root of its rarer class's size.
+
+    That is how sure its AUC is. Counted equally, a cell with ten positives would choose the epoch by luck.
+    Returns: None if no cell has an AUC.
+    """
+    defined = [(cell.auc, min(cell.positives, cell.impressions - cell.positives)) for cell in cells]
+    known = [(value, rarer**0.5) for value, rarer in defined if value is not None]
+    if not known:
+        return None
+    return float(np.average([value for value, _ in known], weights=[weight for _, weight in known]))
+
+
 def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean of those that are defined; None if none is."""
     defined = [value for value in values if value is not None]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from trainer.collectives import Ranks
 from trainer.compare.dataset import Dataset, Rows
-from trainer.compare.evaluation import Cell, evaluate, mean_of
+from trainer.compare.evaluation import Cell, choosing_auc, evaluate
 from trainer.compare.plan import TRUTH, RunSpec, config_of
 from trainer.recommender import Recommender
 
@@ -40,7 +40,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     cells: list[Cell]
     """Over the test day; online: over validation and test days."""
     validation: list[float | None]
-    """Mean AUC of all cells on the validation day after each epoch; empty in online mode."""
+    """choosing_auc of the validation day after each epoch; empty in online mode."""
     best_epoch: int
     num_trained: int
     cost_us: float
@@ -122,7 +122,7 @@ class _Training:
             order_M = rng.permutation(rows_M)
             for start in range(0, len(order_M), self._batch_size):
                 self._step(order_M[start : start + self._batch_size])
-            found = mean_of([cell.auc for cell in self._judge(self._rows("validation"))])
+            found = choosing_auc(self._judge(self._rows("validation")))
             validation.append(found)
             quality = float("-inf") if found is None else found
             if best is None or quality > best[0]:

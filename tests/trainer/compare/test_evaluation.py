@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from trainer.compare.evaluation import evaluate, mean_of
+from trainer.compare.evaluation import Cell, choosing_auc, evaluate, mean_of
 from trainer.compare.expected import expected_gauc
 from trainer.errors import DataError
 
@@ -142,6 +142,16 @@ def test_expected_gauc_of_certain_labels_is_gauc():
 def test_expected_gauc_without_a_pair_is_not_defined():
     assert expected_gauc(np.zeros(0), np.zeros(0), np.zeros(0, np.int64)) is None
     assert expected_gauc(np.zeros(2), np.full(2, 0.5), np.array([1, 2])) is None
+
+
+def test_an_epoch_is_chosen_by_cells_as_far_as_they_are_sure():
+    def cell(auc, positives):
+        counts = {"impressions": 1000, "positives": positives, "users": 9, "users_one_class": 0}
+        return Cell(domain="a", task="click", auc=auc, gauc=None, **counts)
+
+    cells = [cell(0.7, 400), cell(0.5, 4), cell(0.8, 1000 - 100), cell(None, 0)]
+    assert choosing_auc(cells) == pytest.approx((0.7 * 20 + 0.5 * 2 + 0.8 * 10) / 32)
+    assert choosing_auc([cell(None, 0)]) is None
 
 
 def test_mean_leaves_out_what_is_not_defined():
