@@ -10,7 +10,7 @@ clock. Bytes and quality are counted after the first quarter.
 `fewer` is full's row bytes over the way's; `fewer_all` has the dense weights of each version in it.
 GAUC and AUC are means over the tasks; `gauc_lost` is full's less the way's, paired by seed, with a 95 %
 interval (Student's t). `true_lost` is the same of the GAUC against the stream's true probabilities, which is
-free of the labels' noise (benchmarks/expected_gauc.py). The first version is everything and is not counted.
+free of the labels' noise (trainer/compare/expected.py). The first version is everything and is not counted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """AUC, GAUC and true GAUC of what was answered, as means over the tasks, and differences paired by seed.
 
 True GAUC is judged by the stream's true probabilities and is free of the labels' noise
-(benchmarks/expected_gauc.py). Shapes: N impressions, T tasks.
+(trainer/compare/expected.py). Shapes: N impressions, T tasks.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.expected_gauc import expected_gauc
 from benchmarks.quality_summary import half_width
+from trainer.compare.expected import expected_gauc
 from trainer.metrics import auc, gauc
 
 Floats = npt.NDArray[np.float32]
@@ -30,7 +30,7 @@ def quality(
     true_gaucs = [expected_gauc(scores_NT[:, task], truth_NT[:, task], users_N) for task in tasks]
     return {
         "gauc": float(np.mean([value for value in gaucs if value is not None])),
-        "true_gauc": float(np.mean(true_gaucs)),
+        "true_gauc": float(np.mean([value for value in true_gaucs if value is not None])),
         "auc": float(np.mean([value for value in aucs if value is not None])),
     }
 

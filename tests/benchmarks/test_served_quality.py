@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.expected_gauc import expected_gauc
 from benchmarks.figures import draw_measures
 from benchmarks.served_quality import lost, means, quality
+from trainer.compare.expected import expected_gauc
 from trainer.metrics import auc, gauc
 
 

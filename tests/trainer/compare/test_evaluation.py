@@ -7,7 +7,6 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from trainer.compare.evaluation import Cell, choosing_auc, evaluate, mean_of
-from trainer.compare.expected import expected_gauc
 from trainer.errors import DataError
 
 DOMAINS, TASKS = ("a", "b"), ["click", "like", "hate"]
@@ -116,32 +115,6 @@ def test_labels_and_scores_of_another_kind_are_refused():
             domains=("a",),
             tasks=["hate"],
         )
-
-
-def test_expected_gauc_is_the_mean_of_gauc_over_drawn_labels():
-    """Every pair of one user counts by how probable it is."""
-    rng = np.random.default_rng(3)
-    scores = (rng.integers(0, 4, 5) / 3).astype(np.float32)
-    truth = rng.random(5)
-    won = pairs = 0.0
-    for i in range(5):
-        for j in range(5):
-            if i != j:
-                weight = truth[i] * (1 - truth[j])
-                pairs += weight
-                won += weight * ((scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j]))
-    assert expected_gauc(scores, truth, np.zeros(5, np.int64)) == pytest.approx(won / pairs)
-
-
-def test_expected_gauc_of_certain_labels_is_gauc():
-    scores, labels, _, _, users = _data(7)
-    value, _ = _gauc_by_sklearn(scores[:, 0], labels[:, 0], users)
-    assert expected_gauc(scores[:, 0], labels[:, 0], users) == pytest.approx(value)
-
-
-def test_expected_gauc_without_a_pair_is_not_defined():
-    assert expected_gauc(np.zeros(0), np.zeros(0), np.zeros(0, np.int64)) is None
-    assert expected_gauc(np.zeros(2), np.full(2, 0.5), np.array([1, 2])) is None
 
 
 def test_an_epoch_is_chosen_by_cells_as_far_as_they_are_sure():

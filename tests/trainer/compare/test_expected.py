@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.expected_gauc import expected_gauc
+from trainer.compare.expected import expected_gauc
 from trainer.metrics import gauc
 
 
@@ -40,6 +40,6 @@ def test_with_certain_labels_it_is_gauc():
     assert expected_gauc(scores_N, labels_N, users_N) == pytest.approx(gauc(scores_N, labels_N, users_N))
 
 
-def test_users_without_a_pair_are_refused():
-    with pytest.raises(ValueError, match="two impressions"):
-        expected_gauc(np.array([0.1, 0.2]), np.array([0.5, 0.5]), np.array([1, 2]))
+def test_without_a_pair_it_is_not_defined():
+    assert expected_gauc(np.zeros(0), np.zeros(0), np.zeros(0, np.int64)) is None
+    assert expected_gauc(np.array([0.1, 0.2]), np.array([0.5, 0.5]), np.array([1, 2])) is None
