@@ -28,13 +28,13 @@ from param_server.receive import ReceivedVersion
 from param_server.row_blobs import read_packed
 from param_server.serving_model import ServingModel
 from param_server.serving_store import ServingStore
-from trainer.changed_rows import Clocks
 from trainer.collectives import Ranks
 from trainer.config.config import Config
-from trainer.program import dense_weights, export_program
+from trainer.publish.changed_rows import Clocks
+from trainer.publish.program import dense_weights, export_program
+from trainer.publish.serving_signature import signature_of
+from trainer.publish.version_parts import TakenRows, encode_rows, take_rows
 from trainer.recommender import Recommender, TableShard
-from trainer.serving_signature import signature_of
-from trainer.version_parts import TakenRows, encode_rows, take_rows
 
 FILL_BLOCK = 1 << 17
 DIM = 40
@@ -99,7 +99,7 @@ class Writer:
         return take_rows(self._shard, full=full, rules=RULES, clocks=clocks, row_format="float32")
 
     def _send(self, client: ParamServerClient, rows: TakenRows, began_s: float, taken_ms: float) -> Sent:
-        """Encode, append, commit, ack what was taken: as trainer.publisher does, with a clock between."""
+        """Encode, append, commit, ack what was taken: as the publisher does, with a clock between."""
         taken = rows.taken
         weights = dense_weights(self.recommender.dense)
         times_s = [began_s, time.perf_counter()]

@@ -30,11 +30,11 @@ from benchmarks.figures import draw_measures
 from benchmarks.report import rounded, say, say_json, say_table
 from benchmarks.served_quality import Floats, lost, means, quality
 from feature_eviction import make_keys, owner_of, table_bytes
-from trainer.changed_rows import BYTES_PER_SLOT
 from trainer.collectives import Ranks, start_ranks
 from trainer.config import Config, preset
 from trainer.data.synthetic import SyntheticStream
 from trainer.features import KeyMaker, TableKeys
+from trainer.publish.changed_rows import BYTES_PER_SLOT
 from trainer.recommender import Recommender, policy_of
 from trainer.stream.columns import Impressions
 

@@ -26,14 +26,14 @@ from param_server.client import (
 from param_server.predict import answer
 from param_server.receive import ReceivedVersion
 from param_server.replica import Replica
-from trainer.changed_rows import ChangedRows, Clocks
 from trainer.config import Config
 from trainer.features import request_columns
-from trainer.program import dense_weights, export_program
+from trainer.publish.changed_rows import ChangedRows, Clocks
+from trainer.publish.program import dense_weights, export_program
+from trainer.publish.serving_signature import signature_of
+from trainer.publish.version_parts import encode_rows, take_rows
 from trainer.recommender import Recommender
-from trainer.serving_signature import signature_of
 from trainer.stream.columns import Impressions
-from trainer.version_parts import encode_rows, take_rows
 
 
 @dataclass(frozen=True, slots=True)

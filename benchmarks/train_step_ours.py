@@ -25,7 +25,7 @@ from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.loop import STATUS_INTERVAL_S
 from trainer.metrics import QualityWindow, joint_qualities
-from trainer.publisher import Phase, Publisher
+from trainer.publish.publisher import Phase, Publisher
 from trainer.recommender import MappedBatch, Recommender
 from trainer.status_report import REPORTS_PER_QUALITY, table_status
 from trainer.stream.columns import Impressions

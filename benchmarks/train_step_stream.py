@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from benchmarks.zipf import zipf_ranks
 from feature_eviction import AdmissionConfig, make_keys, table_bytes
-from trainer.changed_rows import BYTES_PER_SLOT
 from trainer.config.config import Config, ModelConfig, PublishConfig, TableConfig, TrainConfig
 from trainer.config.schema import FeatureConfig, FeatureRole, SchemaConfig, TaskConfig
 from trainer.model.layout import FeatureLayout
+from trainer.publish.changed_rows import BYTES_PER_SLOT
 from trainer.recommender import policy_of
 from trainer.stream.columns import Impressions, Jagged
 

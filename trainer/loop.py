@@ -26,7 +26,7 @@ from trainer.failpoints import reach
 from trainer.learning_rate import WarmUp
 from trainer.ledger import Ledger
 from trainer.metrics import QualityWindow
-from trainer.publishing import Moment, Publishing
+from trainer.publish.publishing import Moment, Publishing
 from trainer.recommender import MappedBatch, Recommender
 from trainer.run.status import RunState, write_status
 from trainer.skipped import SkippedBatches

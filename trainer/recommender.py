@@ -23,7 +23,6 @@ from feature_eviction import (
     num_slots_for_budget,
     table_bytes,
 )
-from trainer.changed_rows import BYTES_PER_SLOT, ChangedRows
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.config.config import TableConfig
@@ -36,6 +35,7 @@ from trainer.model import model_of, multi_task_loss, uses_domain
 from trainer.model.compiled import Forward, compile_dense
 from trainer.model.l2 import parameter_groups
 from trainer.model.layout import FeatureLayout
+from trainer.publish.changed_rows import BYTES_PER_SLOT, ChangedRows
 from trainer.row_init import first_rows
 from trainer.stream.columns import Impressions
 from trainer.tables import LocalRows, ShardedTables, drop_default, state_bytes

@@ -12,7 +12,7 @@ from trainer.checkpoint import Progress
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.metrics import QualityWindow, joint_qualities
-from trainer.publisher import Publisher
+from trainer.publish.publisher import Publisher
 from trainer.recommender import Recommender
 from trainer.run.status import Quality, RunState, TableStatus, TrainerStatus
 from trainer.stream.source import KafkaSource

@@ -22,10 +22,10 @@ from trainer.ledger import Ledger
 from trainer.loop import LoopPaths, StopSwitch, TrainingLoop
 from trainer.metrics import QualityWindow
 from trainer.model import check_can_be_served
-from trainer.program_cache import PROGRAM_FILE
-from trainer.publisher import Publisher
-from trainer.publishing import Publishing, quality_gate
-from trainer.quality_gate import QualityGate
+from trainer.publish.program_cache import PROGRAM_FILE
+from trainer.publish.publisher import Publisher
+from trainer.publish.publishing import Publishing, quality_gate
+from trainer.publish.quality_gate import QualityGate
 from trainer.recommender import Recommender
 from trainer.run.status import TrainerStatus, write_status
 from trainer.source_opening import OpenSource

@@ -19,7 +19,7 @@ from tests.chaos.scenarios import Event, Life, Plan
 from tests.chaos.services import ForkedService, Service, SmallDisk
 from tests.chaos.stream import Produced, with_room, write_config
 from trainer.config import Config
-from trainer.program_cache import PROGRAM_FILE
+from trainer.publish.program_cache import PROGRAM_FILE
 
 LIFE_TIMEOUT_S = 90.0
 TORCHRUN_TIMEOUT_S = 180.0

@@ -113,7 +113,7 @@ def preload(config_path: Path) -> dict[str, Callable[[list[str]], int]]:
 def _write_program(config_path: Path, program_path: Path) -> int:
     from trainer.collectives import start_ranks
     from trainer.config import load_config
-    from trainer.program_cache import program_of
+    from trainer.publish.program_cache import program_of
     from trainer.recommender import Recommender
 
     config = load_config(config_path)

@@ -17,7 +17,7 @@ from param_server.replica import Plan, Replica
 from param_server.rules_config import RulesConfig
 from param_server.segment_log import SegmentLog
 from tests.simulation.world import Parts
-from trainer.changed_rows import ChangedRows, Clocks, Taken
+from trainer.publish.changed_rows import ChangedRows, Clocks, Taken
 
 Keys = npt.NDArray[np.int64]
 

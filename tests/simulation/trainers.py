@@ -1,4 +1,4 @@
-"""Trainers: rows that change, and the publishing of what changed in the phases of trainer/publisher.py.
+"""Trainers: rows that change, and the publishing of what changed in the publisher's phases.
 
 The changed set and the rules are the real ones; training is random rows in few slots, so that ids are evicted
 and come back. A trainer that was replaced and does not know it goes on: a zombie.
@@ -27,7 +27,7 @@ from tests.simulation.network import Network
 from tests.simulation.oracle import Content, Oracle, Proposal
 from tests.simulation.shards import ShardProcess
 from tests.simulation.universe import DIM, TABLE, Keys, index_of
-from trainer.changed_rows import ChangedRows, Clocks, Taken
+from trainer.publish.changed_rows import ChangedRows, Clocks, Taken
 
 NO_KEY = -1
 NO_IDS = np.zeros(0, np.int64)

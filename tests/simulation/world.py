@@ -19,7 +19,7 @@ from tests.simulation.replicas import ReplicaProcess
 from tests.simulation.shards import ShardOptions, ShardProcess
 from tests.simulation.trainers import Checkpoint, TrainerOptions, TrainerProcess
 from tests.simulation.universe import index_of
-from trainer.changed_rows import ChangedRows
+from trainer.publish.changed_rows import ChangedRows
 
 FAULTS_MS = 12_000
 QUIET_STEP_MS = 500

@@ -31,7 +31,7 @@ from param_server.client import (
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.features import request_columns
-from trainer.publisher import Phase, Publisher
+from trainer.publish.publisher import Phase, Publisher
 from trainer.recommender import Recommender
 from trainer.stream.columns import Impressions
 

@@ -23,7 +23,7 @@ from trainer.config import load_config
 from trainer.data.synthetic import SyntheticStream
 from trainer.errors import CheckpointError, StoreError
 from trainer.metrics import QualityWindow
-from trainer.quality_gate import joint_auc
+from trainer.publish.quality_gate import joint_auc
 from trainer.recommender import Recommender
 from trainer.stream.columns import Position
 from trainer.stream.slicing import slice_impressions

@@ -14,11 +14,11 @@ from msgspec.structs import replace
 from feature_eviction import AdmissionConfig
 from feature_eviction.layout import table_bytes
 from feature_eviction.policy import ClassPolicy, TablePolicy
-from trainer.changed_rows import BYTES_PER_SLOT
 from trainer.compare.protocol import Protocol
 from trainer.config import Config, preset
 from trainer.config.config import TableConfig
 from trainer.config.schema import FeatureConfig
+from trainer.publish.changed_rows import BYTES_PER_SLOT
 
 Mode = Literal["batch", "online"]
 

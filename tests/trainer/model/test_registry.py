@@ -20,7 +20,7 @@ from trainer.model import MODELS, build_model, check_can_be_served, kind_of, mul
 from trainer.model.compiled import compile_dense
 from trainer.model.l2 import is_bias
 from trainer.model.layout import FeatureLayout
-from trainer.program import INPUT_NAME, OUTPUT_NAME, dense_weights, export_program
+from trainer.publish.program import INPUT_NAME, OUTPUT_NAME, dense_weights, export_program
 from trainer.recommender import Recommender
 from trainer.stream.columns import Impressions
 

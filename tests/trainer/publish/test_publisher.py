@@ -33,14 +33,14 @@ from trainer.__main__ import _shard_security
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.metrics import QualityWindow
-from trainer.publisher import Phase, Publisher
-from trainer.publishing import Moment, Publishing, quality_gate
+from trainer.publish.publisher import Phase, Publisher
+from trainer.publish.publishing import Moment, Publishing, quality_gate
 from trainer.recommender import Recommender
 from trainer.run.status import TrainerStatus
 from trainer.status_report import tell_of_publishing
 from trainer.stream.columns import Impressions
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 TABLE = "dim16"
 BYTES_LIMIT = 256 << 10
 TOKEN = "correct-horse-battery"

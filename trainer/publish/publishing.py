@@ -16,8 +16,8 @@ from param_server.client import Version
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.metrics import QualityWindow
-from trainer.publisher import Phase, Publisher
-from trainer.quality_gate import QualityGate, joint_auc
+from trainer.publish.publisher import Phase, Publisher
+from trainer.publish.quality_gate import QualityGate, joint_auc
 from trainer.stream.columns import Position
 
 NOT_PUBLISHED = (

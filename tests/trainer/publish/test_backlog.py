@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.backlog import Backlog
+from trainer.publish.backlog import Backlog
 
 
 def test_age_counts_from_the_first_change_and_ends_with_the_ack() -> None:

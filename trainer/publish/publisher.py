@@ -41,19 +41,16 @@ from param_server.client import (
     content_name,
     encode_tensors,
 )
-from trainer.backlog import Backlog
-from trainer.changed_rows import Clocks
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.failpoints import reach
-from trainer.program import dense_weights
-from trainer.program_cache import program_of
-from trainer.publish_totals import PublishTotals
-from trainer.recommender import Recommender
-from trainer.run.status import VersionTrace
-from trainer.serving_signature import signature_of
-from trainer.stream.columns import Position
-from trainer.version_parts import (
+from trainer.publish.backlog import Backlog
+from trainer.publish.changed_rows import Clocks
+from trainer.publish.program import dense_weights
+from trainer.publish.program_cache import program_of
+from trainer.publish.serving_signature import signature_of
+from trainer.publish.totals import PublishTotals
+from trainer.publish.version_parts import (
     OnItsWay,
     PartReport,
     ProducedTimes,
@@ -62,6 +59,9 @@ from trainer.version_parts import (
     take_rows,
     trace_of,
 )
+from trainer.recommender import Recommender
+from trainer.run.status import VersionTrace
+from trainer.stream.columns import Position
 
 log = structlog.get_logger()
 

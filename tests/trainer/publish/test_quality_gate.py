@@ -8,7 +8,7 @@ import pytest
 from param_server.client import Version
 from trainer.collectives import Ranks
 from trainer.metrics import QualityWindow, auc
-from trainer.quality_gate import QualityGate, joint_auc
+from trainer.publish.quality_gate import QualityGate, joint_auc
 
 
 def gate_of(*aucs: float, versions_max: int = 3) -> QualityGate:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from trainer.config import preset
 from trainer.model import PEPNet
 from trainer.model.layout import FeatureLayout
-from trainer.program import INPUT_NAME, OUTPUT_NAME, dense_weights, export_program
+from trainer.publish.program import INPUT_NAME, OUTPUT_NAME, dense_weights, export_program
 
 
 def test_program_with_replaced_weights_equals_the_model() -> None:

@@ -26,7 +26,7 @@ from param_server.client import (
     split_by_shard,
 )
 from proto.row_formats import INT8_ABS_MAX
-from trainer.changed_rows import Clocks, Taken
+from trainer.publish.changed_rows import Clocks, Taken
 from trainer.recommender import TableShard
 from trainer.run.status import VersionTrace
 from trainer.stream.columns import Position

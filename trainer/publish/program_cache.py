@@ -18,7 +18,7 @@ import structlog
 from param_server.client import crc32c
 from trainer.config import Config
 from trainer.model.registry import is_outside
-from trainer.program import export_program
+from trainer.publish.program import export_program
 from trainer.recommender import Recommender
 
 log = structlog.get_logger()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from trainer.publish.version_parts import PartReport
 from trainer.run.status import VersionTrace
-from trainer.version_parts import PartReport
 
 
 @dataclass(slots=True)

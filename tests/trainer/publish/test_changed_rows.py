@@ -7,7 +7,7 @@ import pytest
 
 from feature_eviction import TableRows
 from param_server.client import RulesConfig
-from trainer.changed_rows import ChangedRows, Clocks, Taken
+from trainer.publish.changed_rows import ChangedRows, Clocks, Taken
 
 NUM_SLOTS = 12
 EVERYTHING = RulesConfig()

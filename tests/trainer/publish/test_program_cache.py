@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from trainer.collectives import Ranks
 from trainer.config import Config
-from trainer.program_cache import cached_program, program_key, program_of
+from trainer.publish.program_cache import cached_program, program_key, program_of
 from trainer.recommender import Recommender
 
 PROGRAM = bytes(range(256)) * 100
