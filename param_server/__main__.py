@@ -176,7 +176,7 @@ def open_source(arguments: argparse.Namespace, security: ServerSecurity) -> Vers
     from param_server.log_reader import LogReader
     from param_server.log_recovery import made_for
     from param_server.sources import ShardSource, StoreSource
-    from param_server.stores import open_store
+    from param_server.store_opening import open_store
 
     if arguments.shard is not None:
         towards_shard = security_arguments.read_shard_security(arguments, os.environ, own=security)

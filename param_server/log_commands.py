@@ -21,7 +21,8 @@ from param_server.errors import MissingBlobError
 from param_server.log_order import chain_to
 from param_server.log_recovery import Entry, made_for, read_blob_of, recover
 from param_server.manifest import Manifest, Version
-from param_server.stores import Store, open_store
+from param_server.store_opening import open_store
+from param_server.stores import Store
 from param_server.version_content import rows_of_chain
 from param_server.version_log import VersionLog
 from proto.row_segment import RowSegment

@@ -13,7 +13,7 @@ import structlog
 from param_server.errors import LogError
 from param_server.failpoints import arm_from_environment
 from param_server.shard import Shard
-from param_server.stores import open_store
+from param_server.store_opening import open_store
 from param_server.version_log import VersionLog
 
 log = structlog.get_logger()

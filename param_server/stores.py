@@ -7,7 +7,6 @@ promises is held by one suite of tests, tests/param_server/store_contract.py, th
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from param_server.errors import LogError
@@ -82,22 +81,3 @@ def check_name(name: str) -> None:
     """Raises: LogError for what is no name; so no name leads out of the store."""
     if len(name) > 512 or not _NAME.fullmatch(name):
         raise LogError(f"store: expected a name of plain parts joined by '/', found '{name[:80]}'")
-
-
-def open_store(url: str, *, owner: str = "") -> Store:
-    """The store that a command line names: a folder, or scheme://... for any fsspec filesystem.
-
-    Args: owner: the one writer of this name, for example "shard-0"; a folder is locked for it. Empty:
-        the store is only read.
-    Raises: LogError if it cannot be used or another process is this owner.
-    """
-    if "://" in url:
-        from param_server.fsspec_store import open_fsspec_store
-
-        return open_fsspec_store(url)
-    from param_server.local_store import LocalStore
-
-    return LocalStore(Path(url), owner=owner)
-
-
-__all__ = ["SegmentWriter", "Store", "check_name", "open_store"]

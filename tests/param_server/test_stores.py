@@ -12,7 +12,7 @@ import pytest
 from param_server.errors import LogError
 from param_server.fsspec_store import FsspecStore, open_fsspec_store
 from param_server.local_store import LocalStore
-from param_server.stores import open_store
+from param_server.store_opening import open_store
 from tests.param_server.store_contract import StoreContract
 
 _number = itertools.count()
