@@ -211,7 +211,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--preset", "quikstart"), r"unknown preset 'quikstart'; there are: kuairand, quickstart"),
+        (("--preset", "quikstart"), r"unknown preset 'quikstart' .did you mean 'quickstart'"),
         (("--data", "nowhere.csv"), r"nowhere\.csv"),
         (("--config", "nowhere.toml"), r"nowhere\.toml: cannot be read"),
         (("--impressions", "0"), r"expected a number of at least 1"),
