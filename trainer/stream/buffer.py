@@ -140,6 +140,8 @@ class RecordBuffer:
             if last is not None and not last.num_left:
                 state.num_dead -= len(last.dead_rows)
                 entry.dead_rows.extendleft(reversed(last.dead_rows))
+                # The run's turn is its first record's: stamps need not ascend, and what is behind it waits.
+                entry.timestamp_ms = last.timestamp_ms
                 state.queue.pop()
             _compact(entry)
         state.queue.append(entry)

@@ -75,10 +75,15 @@ def watch_topic(consumer: KafkaConsumer, topic: str, *, num_partitions: int) -> 
     # argument of the consumer, but does not pass it on to here.
     cluster.config["allow_auto_create_topics"] = False
     cluster.add_topic(topic)
-    deadline_s = time.monotonic() + METADATA_WAIT_S
+    begun_s = asked_s = time.monotonic()
     while not cluster.partitions_for_topic(topic):
-        if time.monotonic() > deadline_s:
+        now_s = time.monotonic()
+        if now_s > begun_s + METADATA_WAIT_S:
             raise StreamError(f"topic '{topic}': no metadata within {METADATA_WAIT_S:g} s; is the broker up?")
+        if now_s > asked_s + METADATA_AGE_S:
+            # An answer that was on its way when the topic was added takes the wish for another one away.
+            cluster.request_update()
+            asked_s = now_s
         time.sleep(METADATA_LOOK_S)
     return TopicWatch(consumer, topic, num_partitions=num_partitions)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import ConfigError
@@ -231,6 +231,13 @@ def test_loose_batches_hand_out_each_impression_once_in_its_partitions_order(
 
 @settings(max_examples=40, deadline=None)
 @given(log=logs(), batch_size=st.integers(1, 12))
+@example(
+    log=[
+        [Record((), (), stamp=0), Record((), (), stamp=4), Record((0,), (), stamp=2)],
+        [Record((1,), (), stamp=3)],
+    ],
+    batch_size=1,
+)
 def test_a_loose_batch_is_the_oldest_of_what_is_there(log, batch_size, schema, all_impressions):
     """With everything there, the reference is a plain merge by (stamp, partition, Kafka offset) of the
     heads."""
