@@ -15,10 +15,10 @@ from feature_eviction.keys import make_keys
 from feature_eviction.slot_map import SlotMap
 from param_server.errors import RequestError, UnavailableError
 from param_server.manifest import Version
-from param_server.request_keys import FeatureKeys, request_keys
+from param_server.request_keys import FeatureKeys, domain_indices, request_keys
 from param_server.serving_model import ServingModel
 from param_server.serving_store import Gathered, ServingStore
-from param_server.signature import ServingSignature
+from param_server.signature import DOMAIN_FEATURE, ServingSignature
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -48,7 +48,10 @@ def answer(store: ServingStore, inputs: dict[str, Array]) -> Answer:
         # A version with another signature went live since: the request is read again by its rules.
         signature, keys, batch = _read(model, inputs)
     embeddings_BE, num_unknown = _pool(gathered, keys, batch=batch)
-    probabilities_BT = model.run(embeddings_BE) if batch else np.zeros((0, len(signature.tasks)), np.float32)
+    domain_B = domain_indices(inputs[DOMAIN_FEATURE], signature.domains) if model.reads_domain else None
+    probabilities_BT = np.zeros((0, len(signature.tasks)), np.float32)
+    if batch:
+        probabilities_BT = model.run(embeddings_BE, domain_B)
     assert gathered.version is not None
     return Answer(
         outputs={task: probabilities_BT[:, index] for index, task in enumerate(signature.tasks)},

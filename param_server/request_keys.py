@@ -68,7 +68,7 @@ def _feature_keys(
     if feature.kind == "dense":
         ids_B = _buckets(values, feature)
     elif feature.name == DOMAIN_FEATURE:
-        ids_B = _domain_indices(values, signature.domains)
+        ids_B = domain_indices(values, signature.domains)
     else:
         ids_B = _typed(values, np.int64, name=feature.name)
     keys_B, _ = make_keys(ids_B, class_id=feature.class_id)
@@ -103,7 +103,8 @@ def _buckets(values: Array, feature: SignatureFeature) -> npt.NDArray[np.int64]:
     return buckets_B
 
 
-def _domain_indices(values: Array, domains: tuple[str, ...]) -> npt.NDArray[np.int64]:
+def domain_indices(values: Array, domains: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """The values of input "domain", names or indices, as indices. Raises: RequestError for any other."""
     if values.dtype == np.int64:
         if len(values) and not 0 <= int(values.min()) <= int(values.max()) < len(domains):
             raise RequestError(f"input '{DOMAIN_FEATURE}': indices must be in 0..{len(domains) - 1}")

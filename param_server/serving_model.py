@@ -17,10 +17,11 @@ import onnxruntime as ort
 from param_server.errors import BadBlobError
 from param_server.manifest import Manifest
 from param_server.receive import ReceivedVersion
-from param_server.signature import ServingSignature, decode_signature
+from param_server.signature import DOMAIN_FEATURE, ServingSignature, decode_signature
 from proto.tensor_blob import BlobError, decode_tensors
 
 INPUT_NAME = "embeddings"
+DOMAIN_INPUT_NAME = "domains"
 OUTPUT_NAME = "probabilities"
 MODEL_KINDS = ("dense", "program", "signature")
 
@@ -78,10 +79,16 @@ class _Session:
             self._session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime raises classes of its own without a common parent
             raise BadBlobError(f"{where}: the program does not load ({error})") from error
+        self.reads_domain = DOMAIN_INPUT_NAME in [one.name for one in self._session.get_inputs()]
 
-    def run(self, embeddings_BE: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Probabilities float32 [B, T]."""
-        (probabilities_BT,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: embeddings_BE})
+    def run(
+        self, embeddings_BE: npt.NDArray[np.float32], domain_B: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Probabilities float32 [B, T]. Args: domain_B: for a program that reads the domain."""
+        inputs: dict[str, npt.NDArray[Any]] = {INPUT_NAME: embeddings_BE}
+        if domain_B is not None:
+            inputs[DOMAIN_INPUT_NAME] = domain_B
+        (probabilities_BT,) = self._session.run([OUTPUT_NAME], inputs)
         result: npt.NDArray[np.float32] = probabilities_BT
         return result
 
@@ -121,17 +128,34 @@ class ServingModel:
         except BlobError as error:
             raise BadBlobError(str(error)) from error
         self._session = self._program.session(weights, where=where)
-        self._warm_up(self.signature, where=f"version {received.manifest.version}")
+        where = f"version {received.manifest.version}"
+        if self.reads_domain and DOMAIN_FEATURE not in [one.name for one in self.signature.features]:
+            raise BadBlobError(
+                f"{where}: the program reads '{DOMAIN_INPUT_NAME}', and its signature has no feature "
+                f"'{DOMAIN_FEATURE}' that a request would bring"
+            )
+        self._warm_up(self.signature, where=where)
 
-    def run(self, embeddings_BE: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Probabilities float32 [B, T] from the concatenated embeddings of the signature's features."""
+    @property
+    def reads_domain(self) -> bool:
+        """Whether the program must be told each impression's domain."""
+        return self._session is not None and self._session.reads_domain
+
+    def run(
+        self, embeddings_BE: npt.NDArray[np.float32], domain_B: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Probabilities float32 [B, T] from the concatenated embeddings of the signature's features.
+
+        Args: domain_B: index into the signature's domains, where the model reads it; None elsewhere.
+        """
         assert self._session is not None, "a version without a model has no signature either"
-        return self._session.run(embeddings_BE)
+        return self._session.run(embeddings_BE, domain_B)
 
     def _warm_up(self, signature: ServingSignature, *, where: str) -> None:
         expected = (1, len(signature.tasks))
         try:
-            answer = self.run(np.zeros((1, signature.width), np.float32))
+            domain_B = np.zeros(1, np.int64) if self.reads_domain else None
+            answer = self.run(np.zeros((1, signature.width), np.float32), domain_B)
         except Exception as error:  # see _Session
             raise BadBlobError(f"{where}: the program does not run ({error})") from error
         if answer.dtype != np.float32 or answer.shape != expected or not np.isfinite(answer).all():

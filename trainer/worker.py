@@ -120,7 +120,7 @@ class _State:
 def _restored(config: Config, *, run_dir: Path, ranks: Ranks, on: ExitStack) -> _State:
     recommender = Recommender(config, ranks=ranks)
     if config.serving.shard_addresses:
-        check_can_be_served(recommender.dense, name=config.model.name)
+        check_can_be_served(recommender.dense, config=config)
     window = QualityWindow(
         domains=config.schema.domains,
         tasks=config.schema.task_names,

@@ -292,6 +292,53 @@ def test_weights_of_the_version_replace_those_in_the_program(kit):
     np.testing.assert_allclose(found, [[0.5, 1 / (1 + np.exp(-1))]] * 3, atol=1e-6)
 
 
+def program_of_the_domain(kit) -> bytes:
+    """Adds the domain's index to every task's logit."""
+    model = onnx.load_model_from_string(kit.make_program())
+    gemm, sigmoid = model.graph.node
+    gemm.output[0] = "of_embeddings"
+    node = onnx.helper.make_node
+    more = [
+        node("Cast", ["domains"], ["index"], to=onnx.TensorProto.FLOAT),
+        node("Unsqueeze", ["index", "axis"], ["column"]),
+        node("Add", ["of_embeddings", "column"], ["logits"]),
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend([gemm, *more, sigmoid])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axis"))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("domains", onnx.TensorProto.INT64, ["batch"]))
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def test_a_program_that_reads_the_domain_is_told_each_impressions(kit, stream, replica):
+    version = stream.version("full", kit.all_keys(), replace={"program": program_of_the_domain(kit)})
+    replica.apply_all(version, shared={})
+    inputs = kit.make_inputs(np.random.default_rng(3), 6)
+    names = ("slide", "discovery", "slide", "slide", "discovery", "discovery")
+    inputs["domain"] = np.array([name.encode() for name in names], object)
+    found = answer(replica.store, inputs)
+    expected = stream.trainer.expected({**inputs, "domain": np.array(names, object)})
+    for task in kit.tasks:
+        odds = expected[task] / (1 - expected[task]) * np.exp([kit.domains.index(name) for name in names])
+        np.testing.assert_allclose(found.outputs[task], odds / (1 + odds), atol=1e-5)
+    assert (
+        answer(replica.store, {name: column[:0] for name, column in inputs.items()}).outputs["like"].size == 0
+    )
+
+
+def test_a_program_that_reads_the_domain_is_refused_where_no_request_brings_it(kit, stream, replica):
+    signature = kit.make_signature()
+    market, *others = signature.features
+    signature = msgspec.structs.replace(
+        signature, features=(msgspec.structs.replace(market, name="market"), *others)
+    )
+    blobs = {"program": program_of_the_domain(kit), "signature": msgspec.json.encode(signature)}
+    with pytest.raises(BadBlobError, match="reads 'domains', and its signature has no feature 'domain'"):
+        replica.apply_all(stream.version("full", kit.all_keys(), replace=blobs), shared={})
+    assert replica.store.version is None
+
+
 def test_an_unchanged_program_is_not_loaded_again(kit, stream, replica):
     replica.apply_all(stream.version("full", kit.all_keys()), shared={})
     before = replica.store.model

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from torch import nn
 
 from trainer.config.config import Config, ModelConfig
+from trainer.config.schema import DOMAIN_SOURCE
 from trainer.errors import ConfigError
 from trainer.model.dcn import DCN
 from trainer.model.dcnv2 import DCNv2, DCNv2MultiTask
@@ -159,11 +160,12 @@ def uses_domain(model: nn.Module) -> bool:
     return bool(getattr(model, "uses_domain", False))
 
 
-def check_can_be_served(model: nn.Module, *, name: str) -> None:
-    """Raises: ConfigError for a model that uses the domain: a replica gives a program embeddings alone."""
-    if uses_domain(model):
+def check_can_be_served(model: nn.Module, *, config: Config) -> None:
+    """Raises: ConfigError for a model that uses the domain where no request will bring it."""
+    if uses_domain(model) and DOMAIN_SOURCE not in [one.name for one in config.schema.features]:
         raise ConfigError(
-            f"model '{name}' uses the domain's index, which replicas cannot give it yet, so it cannot be "
-            "published. Train it with `python -m trainer train` and serving.shard_address = '', which "
-            "publishes nothing, or choose another model."
+            f"model '{config.model.name}' uses the domain's index, and the schema has no feature "
+            f"'{DOMAIN_SOURCE}', so no request to a replica would bring it. Add that feature, choose another "
+            "model, or train with `python -m trainer train` and serving.shard_address = '', which publishes "
+            "nothing."
         )

@@ -18,7 +18,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from trainer.model import uses_domain
+
 INPUT_NAME = "embeddings"
+DOMAIN_INPUT_NAME = "domains"
 OUTPUT_NAME = "probabilities"
 
 
@@ -29,27 +32,32 @@ class _Probabilities(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, embedding_BE: Tensor) -> Tensor:
-        return torch.sigmoid(self.model(embedding_BE, None))
+    def forward(self, embedding_BE: Tensor, domain_B: Tensor | None = None) -> Tensor:
+        return torch.sigmoid(self.model(embedding_BE, domain_B))
 
 
 def export_program(model: nn.Module, *, embedding_width: int) -> bytes:
     """ONNX bytes: `embeddings` float32 [B, embedding_width] → `probabilities` float32 [B, T].
 
+    A model that uses the domain has a second input, `domains` int64 [B], an index into the schema's domains.
     Raises: RuntimeError if a parameter is not an initializer of the graph under its own name.
     """
     wrapped = _Probabilities(_with_distinct_weights(model)).eval()
-    example = (torch.zeros(2, embedding_width),)
+    example: tuple[Tensor, ...] = (torch.zeros(2, embedding_width),)
+    input_names = [INPUT_NAME]
+    if uses_domain(model):
+        example += (torch.zeros(2, dtype=torch.int64),)
+        input_names.append(DOMAIN_INPUT_NAME)
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        exported = torch.export.export(wrapped, example, dynamic_shapes=({0: batch},))
+        exported = torch.export.export(wrapped, example, dynamic_shapes=tuple({0: batch} for _ in example))
         program = torch.onnx.export(
             exported,
             example,
             dynamo=True,
-            input_names=[INPUT_NAME],
+            input_names=input_names,
             output_names=[OUTPUT_NAME],
             external_data=False,
         )

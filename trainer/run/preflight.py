@@ -41,7 +41,7 @@ def _check_model(config: Config) -> None:
         return
     from trainer.model import check_can_be_served, model_of
 
-    check_can_be_served(model_of(config), name=config.model.name)
+    check_can_be_served(model_of(config), config=config)
 
 
 def _check_readable(data: Path) -> None:

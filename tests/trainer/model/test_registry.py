@@ -12,7 +12,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from tests.trainer.model.equations import NUM_TASKS, Built
+from tests.trainer.model.equations import NUM_DOMAINS, NUM_TASKS, Built
 from trainer.collectives import Ranks
 from trainer.config import Config, preset
 from trainer.errors import ConfigError
@@ -20,7 +20,7 @@ from trainer.model import MODELS, build_model, check_can_be_served, kind_of, mul
 from trainer.model.compiled import compile_dense
 from trainer.model.l2 import is_bias
 from trainer.model.layout import FeatureLayout
-from trainer.publish.program import INPUT_NAME, OUTPUT_NAME, dense_weights, export_program
+from trainer.publish.program import DOMAIN_INPUT_NAME, INPUT_NAME, OUTPUT_NAME, dense_weights, export_program
 from trainer.recommender import Recommender
 from trainer.stream.columns import Impressions
 
@@ -29,7 +29,6 @@ SINGLE_TASK = {"deepfm", "dcn", "xdeepfm", "dcnv2"}
 MULTI_TASK = {"dcnv2_mt", "shared_bottom", "mmoe", "ple"}
 MULTI_DOMAIN = {"ple_md", "shared_top", "specific_top", "specific_all"}
 NAMES = sorted(MODELS)
-SERVED = sorted(set(MODELS) - MULTI_DOMAIN)
 
 
 def test_the_models_of_the_comparison_are_all_there() -> None:
@@ -154,15 +153,16 @@ def test_every_model_learns_through_the_recommender(
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("ppnet_mmoe", "xdeepfm") else pytest.param(name, marks=pytest.mark.slow)
-        for name in SERVED
+        name
+        if name in ("ple_md", "ppnet_mmoe", "specific_all", "xdeepfm")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in NAMES
     ],
 )
 def test_the_exported_program_answers_as_the_model(name: str) -> None:
-    """One input, `embeddings`; weights are replaced by name, as a version brings them."""
+    """`embeddings` and, for a model that uses it, the domain; weights by name, as a version brings them."""
     built = Built(name)
     model, width = built.model, built.layout.width
-    check_can_be_served(model, name=name)
     program = export_program(model, embedding_width=width)
     options = onnxruntime.SessionOptions()
     weights = {
@@ -171,23 +171,32 @@ def test_the_exported_program_answers_as_the_model(name: str) -> None:
     for key, value in weights.items():
         options.add_initializer(key, value)
     session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
-    assert [one.name for one in session.get_inputs()] == [INPUT_NAME]
     for batch in (1, 3, 300):
-        embedding_BE = torch.randn(batch, width)
+        inputs = {INPUT_NAME: torch.randn(batch, width)}
+        if name in MULTI_DOMAIN:
+            inputs[DOMAIN_INPUT_NAME] = torch.randint(NUM_DOMAINS, (batch,))
+        assert [one.name for one in session.get_inputs()] == list(inputs)
         with torch.no_grad():
-            expected = torch.sigmoid(model(embedding_BE, None)).numpy()
-        found = session.run([OUTPUT_NAME], {INPUT_NAME: embedding_BE.numpy()})[0]
+            expected = torch.sigmoid(model(*inputs.values())).numpy()
+        given = {key: value.numpy() for key, value in inputs.items()}
+        found = session.run([OUTPUT_NAME], given)[0]
         assert found.shape == (batch, NUM_TASKS)
         # DCNv2's crosses are products of products, whose rounding the two libraries do in another order.
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(MULTI_DOMAIN))
-def test_a_model_that_uses_the_domain_is_not_served(name: str) -> None:
+def test_a_model_that_uses_the_domain_is_served_where_requests_bring_it(name: str) -> None:
     model = Built(name).model
     assert uses_domain(model)
-    with pytest.raises(ConfigError, match=rf"model '{name}' .* serving\.shard_address = ''"):
-        check_can_be_served(model, name=name)
+    config = preset("quickstart")
+    config = replace(config, model=replace(config.model, name=name))
+    check_can_be_served(model, config=config)
+    features = tuple(one for one in config.schema.features if one.name != "domain")
+    without = replace(config, schema=replace(config.schema, features=features))
+    with pytest.raises(ConfigError, match=rf"model '{name}' .* no feature 'domain'"):
+        check_can_be_served(model, config=without)
+    check_can_be_served(Built("mmoe").model, config=without)
 
 
 @pytest.mark.parametrize("name", ["specific_top"])
@@ -198,7 +207,7 @@ def test_what_cuts_the_batch_is_not_compiled(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", sorted(set(MODELS) - MULTI_DOMAIN))
 def test_a_compiled_model_is_the_same_model(name: str) -> None:
     built = Built(name)
     rows = len(built.embedding_BE)

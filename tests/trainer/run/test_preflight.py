@@ -51,7 +51,6 @@ def test_address_without_host_or_port_is_refused(
     ("name", "named"),
     [
         ("pepnt", "unknown model 'pepnt'; the closest are pepnet"),
-        ("specific_top", r"'specific_top' uses the domain's index.*serving\.shard_address = ''"),
         ("nowhere_at_all:Model", "there is no module 'nowhere_at_all'"),
     ],
 )
