@@ -35,7 +35,7 @@ from param_server import (
     security_arguments,
     shard_process,
 )
-from param_server.errors import ConfigError, ParamServerError
+from param_server.errors import ConfigError, ParamServerError, UnavailableError
 from param_server.manifest import Version
 from param_server.security import ClientSecurity, ServerSecurity
 from param_server.serving_config import ServingConfig
@@ -64,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     replica.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
     status = commands.add_parser("status", help="show the state of a shard or a replica")
     status.add_argument("address")
+    status.add_argument(
+        "--ready", action="store_true", help="end with 1 if it is a replica that is not ready"
+    )
     operator_commands.add_parsers(commands)
     rules_command.add_parser(commands)
     log_commands.add_commands(commands.add_parser("log", help="look into a version log, or tidy it"))
@@ -86,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         elif arguments.command == "replica":
             run_replica(arguments, security)
         elif arguments.command == "status":
-            show_status(arguments.address, security)
+            show_status(arguments.address, security, must_be_ready=arguments.ready)
         else:
             operator_commands.run(arguments, security)
     except ParamServerError as error:
@@ -196,8 +199,11 @@ def read_serving_config(path: Path | None) -> ServingConfig:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def show_status(address: str, security: ClientSecurity) -> None:
-    """Write the state of whatever listens at the address as JSON."""
+def show_status(address: str, security: ClientSecurity, *, must_be_ready: bool) -> None:
+    """Write the state of whatever listens at the address as JSON.
+
+    Raises: UnavailableError if nothing answers, or with must_be_ready a replica that is not ready.
+    """
     from param_server.client import ParamServerClient, ReplicaClient
 
     try:
@@ -208,6 +214,8 @@ def show_status(address: str, security: ClientSecurity) -> None:
             state = replica.status()
     text = msgspec.json.format(msgspec.json.encode(state, enc_hook=str), indent=2)
     sys.stdout.write(text.decode() + "\n")
+    if must_be_ready and not getattr(state, "ready", True):
+        raise UnavailableError(f"{address}: not ready: no version with a model yet, or one that is too old")
 
 
 def stop_on_signals() -> threading.Event:

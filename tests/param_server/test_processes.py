@@ -263,3 +263,19 @@ def test_status_shows_a_shard_and_a_replica(served, children):
         output, _ = shown.communicate(timeout=120)
         assert shown.returncode == 0
         assert key in json.loads(output)
+
+
+def test_the_status_command_says_by_its_exit_code_whether_a_replica_is_ready(served, children):
+    trainer, _, replica = served
+    shard_address = trainer.client.where.split()[1]
+    for address in (shard_address, replica.address):
+        assert children.popen("status", address, "--ready", stdout=subprocess.DEVNULL).wait(timeout=120) == 0
+    # Pinned to a version that there is not, it has none to answer from.
+    fresh = children.start("replica", "--shard", shard_address, "--pin", "99.1")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    asked = children.popen("status", fresh.address, "--ready", **pipes)
+    output, error = asked.communicate(timeout=120)
+    assert asked.returncode == 1
+    assert json.loads(output)["ready"] is False
+    assert b"not ready: no version with a model yet" in error
+    assert children.popen("status", fresh.address, stdout=subprocess.DEVNULL).wait(timeout=120) == 0
