@@ -24,7 +24,7 @@ class Size(NamedTuple):
 
 
 DEFAULT = Size(3, 500_000, 3)
-FULL = Size(5, 2_000_000, 3)
+FULL = Size(5, 2_000_000, 2)
 QUICK = Size(2, 200_000, 2)
 QUICK_MODELS = ("shared_bottom", "mmoe", "dcnv2_mt", "pepnet")
 RECORDING_TIME_ZONE_H = 8

@@ -40,7 +40,7 @@ def test_the_default_set_is_all_models_on_three_seeds():
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [("--full", (5, 2_000_000, 3)), ("--quick", tuple(command.QUICK))]
+    ("size", "expected"), [("--full", (5, 2_000_000, 2)), ("--quick", tuple(command.QUICK))]
 )
 def test_sizes_are_what_they_are_said_to_be(size, expected):
     settings = _options(size).settings

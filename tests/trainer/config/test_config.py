@@ -230,7 +230,7 @@ def test_missing_file_and_unknown_preset_are_named() -> None:
         load_config(Path("nowhere.toml"))
     with pytest.raises(ConfigError, match=r"unknown preset 'quikstart' .did you mean 'quickstart'") as caught:
         preset("quikstart")
-    assert str(caught.value).endswith("there are: kuairand, one_domain, quickstart, seesaw")
+    assert str(caught.value).endswith("there are: kuairand, one_domain, paper, quickstart, seesaw")
     with pytest.raises(ConfigError, match="unknown preset '42'; there are"):
         preset("42")
 
@@ -268,3 +268,15 @@ def test_several_shards_are_named_with_commas() -> None:
     )
     assert serving.shard_addresses == ("127.0.0.1:7000", "127.0.0.1:7001")
     assert replace(serving, shard_address="").shard_addresses == ()
+
+
+def test_the_papers_sizes_are_a_preset() -> None:
+    """PEPNet, arXiv 2302.01115, section 4.1; the stream is seesaw's."""
+    paper, seesaw = preset("paper"), preset("seesaw")
+    assert paper.produce == seesaw.produce
+    assert {feature.dim for feature in paper.schema.features} == {40}
+    assert [table.dim for table in paper.tables] == [40]
+    assert (paper.model.tower_widths, paper.model.gate_gamma) == ((100, 64), 2.0)
+    assert (paper.train.batch_size, paper.optimizer.dense_learning_rate) == (1024, 1e-3)
+    assert paper.model.l2 in (1e-7, 1e-5, 1e-3)
+    assert paper.model.num_experts in (4, 6, 8)
