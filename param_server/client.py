@@ -54,6 +54,9 @@ from param_server.rules_config import RulesConfig
 from param_server.security import NO_SECURITY, ClientSecurity
 from param_server.shard_state import ShardState, VersionInfo
 from param_server.signature import (
+    DOMAIN_INPUT_NAME,
+    INPUT_NAME,
+    OUTPUT_NAME,
     ServingSignature,
     SignatureFeature,
     decode_signature,
@@ -307,8 +310,11 @@ def _commit_request(manifest: Manifest) -> param_server_pb2.CommitRequest:
 
 
 __all__ = [
+    "DOMAIN_INPUT_NAME",
+    "INPUT_NAME",
     "NEVER_PUSHED_S",
     "NO_SECURITY",
+    "OUTPUT_NAME",
     "AccessError",
     "AddressError",
     "BadBlobError",

@@ -49,9 +49,8 @@ def answer(store: ServingStore, inputs: dict[str, Array]) -> Answer:
         signature, keys, batch = _read(model, inputs)
     embeddings_BE, num_unknown = _pool(gathered, keys, batch=batch)
     domain_B = domain_indices(inputs[DOMAIN_FEATURE], signature.domains) if model.reads_domain else None
-    probabilities_BT = np.zeros((0, len(signature.tasks)), np.float32)
-    if batch:
-        probabilities_BT = model.run(embeddings_BE, domain_B)
+    no_rows_BT = np.zeros((0, len(signature.tasks)), np.float32)
+    probabilities_BT = model.run(embeddings_BE, domain_B) if batch else no_rows_BT
     assert gathered.version is not None
     return Answer(
         outputs={task: probabilities_BT[:, index] for index, task in enumerate(signature.tasks)},

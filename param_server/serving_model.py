@@ -17,12 +17,16 @@ import onnxruntime as ort
 from param_server.errors import BadBlobError
 from param_server.manifest import Manifest
 from param_server.receive import ReceivedVersion
-from param_server.signature import DOMAIN_FEATURE, ServingSignature, decode_signature
+from param_server.signature import (
+    DOMAIN_FEATURE,
+    DOMAIN_INPUT_NAME,
+    INPUT_NAME,
+    OUTPUT_NAME,
+    ServingSignature,
+    decode_signature,
+)
 from proto.tensor_blob import BlobError, decode_tensors
 
-INPUT_NAME = "embeddings"
-DOMAIN_INPUT_NAME = "domains"
-OUTPUT_NAME = "probabilities"
 MODEL_KINDS = ("dense", "program", "signature")
 
 ort.set_default_logger_severity(4)

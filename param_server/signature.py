@@ -10,6 +10,10 @@ from param_server.errors import ManifestError
 
 DOMAIN_FEATURE = "domain"
 LENGTHS_SUFFIX = ".lengths"
+INPUT_NAME = "embeddings"
+DOMAIN_INPUT_NAME = "domains"
+OUTPUT_NAME = "probabilities"
+"""The program's inputs, the second of them only where it reads the domain, and its output."""
 SIGNATURE_BYTES_MAX = 4 << 20
 
 

@@ -15,10 +15,11 @@ import onnxruntime
 import pytest
 import torch
 
+from param_server.client import INPUT_NAME, OUTPUT_NAME
 from trainer.collectives import Ranks
 from trainer.config import load_config
 from trainer.data.synthetic import SyntheticStream
-from trainer.publish.program import INPUT_NAME, OUTPUT_NAME, dense_weights, export_program
+from trainer.publish.program import dense_weights, export_program
 from trainer.recommender import Recommender
 
 REPOSITORY = Path(__file__).resolve().parent.parent

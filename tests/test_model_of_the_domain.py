@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.test_killed_trainer import REPOSITORY, command, make_config
+from tests.test_whole_path import check_summary, run
 from trainer.config import Config, preset, to_toml
 
 
@@ -24,20 +23,9 @@ def of_the_domain(config: Config) -> Config:
 def test_replicas_answer_as_training_does(tmp_path: Path) -> None:
     path, out = tmp_path / "config.toml", tmp_path / "run"
     path.write_text(to_toml(of_the_domain(preset("quickstart"))))
-    arguments = ("--config", str(path), "--impressions", "4000", "--out", str(out), "--no-live")
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer", "run", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = run("--config", str(path), "--impressions", "4000", "--out", str(out))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["impressions_trained"] == 4000
-    assert [replica["predictions_checked"] > 1000 for replica in summary["replicas"]] == [True, True]
-    assert all(replica["max_abs_diff"] <= 1e-6 for replica in summary["replicas"])
+    check_summary(out, impressions=4000, domains={"discovery", "featured_video", "slide"})
 
 
 @pytest.mark.timeout(120)

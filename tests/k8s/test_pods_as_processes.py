@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from param_server.client import ClientSecurity, ReplicaClient
+from tests.certificates import make_authority, make_certificate
 from tests.k8s.manifests import FOLDER, REPOSITORY, Document, commands_of, container_of, named
 
 BIN = Path(sys.executable).parent
@@ -30,19 +31,13 @@ HERE = {"kafka:9092": "", "bytes_limit = 8589934592": "bytes_limit = 16777216"}
 """What the test changes in freshet.toml; the broker's address is filled in."""
 
 
-def openssl(*arguments: str, folder: Path) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-
 def make_tls_files(folder: Path) -> None:
     """An authority and one certificate for all pods, under the names that the secrets have."""
     folder.mkdir()
-    new_key = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=t")
-    openssl(*new_key, "-x509", "-keyout", "ca.key", "-out", "ca.crt", folder=folder)
-    openssl(*new_key, "-keyout", "tls.key", "-out", "tls.csr", folder=folder)
-    (folder / "names").write_text("subjectAltName=DNS:localhost\n")
-    signed_by = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
-    openssl("x509", "-req", "-in", "tls.csr", *signed_by, "-out", "tls.crt", folder=folder)
+    make_authority(folder, "ca")
+    make_certificate(folder, "tls", authority="ca")
+    for name in ("ca", "tls"):
+        (folder / f"{name}.pem").rename(folder / f"{name}.crt")
 
 
 class Cluster:
@@ -69,7 +64,7 @@ class Cluster:
             shutil.copytree(
                 REPOSITORY / copied,
                 folder / "image" / copied,
-                ignore=shutil.ignore_patterns("*.nbi", "*.nbc"),
+                ignore=shutil.ignore_patterns("__pycache__"),
             )
 
     def here(self, text: str) -> str:

@@ -7,8 +7,9 @@ from functools import cache
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from param_server.client import INPUT_NAME, OUTPUT_NAME
 from param_server.manifest import BlobRef, blob_ref, content_name
-from param_server.serving_model import INPUT_NAME, OUTPUT_NAME, ServingModel
+from param_server.serving_model import ServingModel
 from param_server.signature import ServingSignature, SignatureFeature, encode_signature
 from proto.tensor_blob import encode_tensors
 from tests.simulation.universe import DIM, TABLE

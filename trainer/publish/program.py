@@ -18,11 +18,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from param_server.client import DOMAIN_INPUT_NAME, INPUT_NAME, OUTPUT_NAME
 from trainer.model import uses_domain
-
-INPUT_NAME = "embeddings"
-DOMAIN_INPUT_NAME = "domains"
-OUTPUT_NAME = "probabilities"
 
 
 class _Probabilities(nn.Module):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from param_server.client import DOMAIN_INPUT_NAME, INPUT_NAME, OUTPUT_NAME
 from tests.trainer.model.equations import NUM_DOMAINS, NUM_TASKS, Built
 from trainer.collectives import Ranks
 from trainer.config import Config, preset
@@ -20,7 +21,7 @@ from trainer.model import MODELS, build_model, check_can_be_served, kind_of, mul
 from trainer.model.compiled import compile_dense
 from trainer.model.l2 import is_bias
 from trainer.model.layout import FeatureLayout
-from trainer.publish.program import DOMAIN_INPUT_NAME, INPUT_NAME, OUTPUT_NAME, dense_weights, export_program
+from trainer.publish.program import dense_weights, export_program
 from trainer.recommender import Recommender
 from trainer.stream.columns import Impressions
 

@@ -7,10 +7,11 @@ import onnxruntime
 import torch
 from msgspec.structs import replace
 
+from param_server.client import INPUT_NAME, OUTPUT_NAME
 from trainer.config import preset
 from trainer.model import PEPNet
 from trainer.model.layout import FeatureLayout
-from trainer.publish.program import INPUT_NAME, OUTPUT_NAME, dense_weights, export_program
+from trainer.publish.program import dense_weights, export_program
 
 
 def test_program_with_replaced_weights_equals_the_model() -> None:
