@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -62,7 +63,7 @@ def plan_after(
     if not entries or (held is not None and held >= entries[-1].manifest.version):
         return []
     known = None if held is None else by_version.get(held)
-    start = 0 if known is None else known.ordinal - entries[0].ordinal + 1
+    start = 0 if known is None else index_after(entries, known)
     onward = [entry.manifest for entry in entries[start:]]
     # Not further back than `start`: what a reader holds already is never fewer bytes to load again.
     bases = (index for index in range(len(entries) - 1, start - 1, -1) if entries[index].base is not None)
@@ -73,6 +74,11 @@ def plan_after(
     assert first is not None
     anew = [first, *(entry.manifest for entry in entries[base + 1 :])]
     return anew if known is None or _num_bytes(anew) < _num_bytes(onward) else onward
+
+
+def index_after(entries: Sequence[Entry], known: Entry) -> int:
+    """Where the entry stands that follows `known`; ordinals may have holes."""
+    return bisect_right(entries, known.ordinal, key=lambda entry: entry.ordinal)
 
 
 def chain_to(entries: Sequence[Entry], version: Version) -> list[Manifest]:

@@ -6,14 +6,13 @@ damage: who is in the middle of it is told so and begins anew.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import structlog
 
-from param_server.errors import GapError, StoreMissingError
+from param_server.errors import GapError, ManifestError, StoreMissingError
 from param_server.history import read_promoted
+from param_server.log_glimpse import look
 from param_server.log_recovery import (
     MANIFESTS,
-    SNAPSHOTS,
-    Entry,
     ordinal_name,
     ordinals_in,
     read_manifest,
@@ -23,6 +22,8 @@ from param_server.log_view import LogView
 from param_server.manifest import Manifest, Version
 from param_server.stores import Store
 
+log = structlog.get_logger()
+
 
 class LogReader:
     """Implements history.VersionReader; for one thread. The store is its maker's to close."""
@@ -30,6 +31,7 @@ class LogReader:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._view = LogView([])
+        self._unreadable: set[str] = set()
 
     def plan_after(self, held: Version | None) -> list[Manifest]:
         """What a reader that holds `held` loads to reach the newest version there is by now.
@@ -66,26 +68,16 @@ class LogReader:
     def _look(self) -> None:
         """See which versions came and went; what is known is not read again."""
         known = {entry.ordinal: entry for entry in self._view.entries} if self._is_as_known() else {}
-        made = set(ordinals_in(self._store, SNAPSHOTS))
-        entries: list[Entry] = []
-        for ordinal in ordinals_in(self._store, MANIFESTS):
-            try:
-                entry = known.get(ordinal) or Entry(ordinal, self._read(MANIFESTS, ordinal))
-                if entry.snapshot is None and ordinal in made:
-                    entry = replace(entry, snapshot=self._read(SNAPSHOTS, ordinal))
-            except StoreMissingError:
-                entries.clear()  # retention goes from the oldest on, so it took all before this one too
-                continue
-            if entry.base is None and not entries:
-                continue  # retention has dropped the version that it builds on
-            if entry.base is None and entry.manifest.parent != entries[-1].manifest.version:
-                self._view = LogView([])
-                raise GapError(
-                    f"version {entry.manifest.version} follows {entry.manifest.parent}, before it lies "
-                    f"{entries[-1].manifest.version}: the log is being repaired, it is read anew"
-                )
-            entries.append(entry)
-        self._view = LogView(entries)
+        self._view = LogView([])
+        glimpse = look(self._store, ordinals_in(self._store, MANIFESTS), known=known)
+        for line in sorted(set(glimpse.unreadable) - self._unreadable):
+            log.error("version log damage, what needs it is left out", found=line)
+        self._unreadable = set(glimpse.unreadable)
+        if glimpse.gap:
+            raise GapError(f"{glimpse.gap}: the log is being repaired, it is read anew")
+        if glimpse.unreadable and not glimpse.entries:
+            raise ManifestError(f"no version of the log can be loaded: {glimpse.unreadable[0]}")
+        self._view = LogView(glimpse.entries)
 
     def _is_as_known(self) -> bool:
         """A repair sets the newest versions aside, and others take their ordinals."""
@@ -93,9 +85,6 @@ class LogReader:
             return False
         newest = self._view.entries[-1]
         try:
-            return self._read(MANIFESTS, newest.ordinal) == newest.manifest
-        except StoreMissingError:
+            return read_manifest(self._store, ordinal_name(MANIFESTS, newest.ordinal)) == newest.manifest
+        except (StoreMissingError, ManifestError):
             return False
-
-    def _read(self, folder: str, ordinal: int) -> Manifest:
-        return read_manifest(self._store, ordinal_name(folder, ordinal))

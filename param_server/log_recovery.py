@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from param_server.errors import (
     ConflictError,
+    LimitError,
     LogDamageError,
     LogError,
     ManifestError,
@@ -44,7 +45,7 @@ SHARDS = "shards"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One version in the log. Ordinals count commits and leave no hole."""
+    """One version in the log. Ordinals count commits; what recovery sets aside leaves a hole."""
 
     ordinal: int
     manifest: Manifest
@@ -81,7 +82,14 @@ def _is_ordinal(text: str) -> bool:
 
 
 def seal_manifest(manifest: Manifest) -> bytes:
+    """Raises: LimitError if no reader would take it: the places of the blobs have made it longer."""
     data = encode_manifest(manifest)
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise LimitError(
+            f"version {manifest.version}: with the places of its {len(manifest.blobs)} blobs the manifest "
+            f"has {len(data)} bytes, at most {MANIFEST_BYTES_MAX} can be read: send fewer and larger blobs "
+            "(publish.segment_bytes_max)"
+        )
     return b"%08x\n" % crc32c(data) + data
 
 
@@ -96,7 +104,7 @@ def read_manifest(store: Store, name: str) -> Manifest:
 
 
 def create_manifest(store: Store, ordinal: int, manifest: Manifest) -> None:
-    """Durable when this returns. Raises: ConflictError if another version has the ordinal."""
+    """Durable when this returns. Raises: ConflictError if another version has the ordinal, LimitError."""
     name, sealed = ordinal_name(MANIFESTS, ordinal), seal_manifest(manifest)
     try:
         store.create(name, sealed)
@@ -190,7 +198,7 @@ def recover(store: Store, *, repair: bool) -> Recovered:
         notes: list[str] = []
         snapshot = _snapshot_of(manifest, snapshots.get(ordinal), checker, notes)
         problem = checker.problem(manifest)
-        if (problem or notes) and not _is_there(store, ordinal):
+        if (problem or notes) and not is_there(store, ordinal):
             # Beside a live coordinator: retention took it while it was read, and all before it.
             kept.clear()
             continue
@@ -215,7 +223,8 @@ def recover(store: Store, *, repair: bool) -> Recovered:
     opened = max([opened, *(Opened(version.generation) for version in seen)])
     if any(not kept or ordinal > kept[-1].ordinal for ordinal in lost):
         # A writer that went on with the old generation would use lost version numbers a second time.
-        opened = Opened(opened.generation + 1)
+        # Its name stays: it finds that nobody took over, and opens a generation anew.
+        opened = Opened(opened.generation + 1, opened.writer)
         head = kept[-1].manifest.version if kept else None
         damage.append(f"the head fell back to {head}; writers need a generation from {opened.generation} on")
         if repair:
@@ -227,35 +236,12 @@ def recover(store: Store, *, repair: bool) -> Recovered:
     return Recovered(entries=kept, opened=opened, damage=damage)
 
 
-def _is_there(store: Store, ordinal: int) -> bool:
+def is_there(store: Store, ordinal: int) -> bool:
     try:
         store.size(ordinal_name(MANIFESTS, ordinal))
     except StoreMissingError:
         return False
     return True
-
-
-def mirror(store: Store) -> Recovered:
-    """What a shard that does not coordinate knows: the newest unbroken run of manifests, from a base on.
-
-    Whether their blobs are whole is the coordinator's to judge, which repairs the log; a second opinion here
-    would only part the two. Nothing in the store changes. Raises: LogError if it cannot be read.
-    """
-    damage: list[str] = []
-    opened = read_opened(store, damage)
-    found, _ = _read_all(store, MANIFESTS, damage)
-    snapshots, _ = _read_all(store, SNAPSHOTS, damage)
-    run: list[Entry] = []
-    for position, manifest in sorted(found.items(), reverse=True):
-        if run and (run[0].ordinal != position + 1 or run[0].manifest.parent != manifest.version):
-            break
-        snapshot = snapshots.get(position)
-        whole = snapshot is not None and snapshot.version == manifest.version and snapshot.kind == "full"
-        run.insert(0, Entry(position, manifest, snapshot if whole else None))
-    while run and run[0].base is None:
-        run.pop(0)
-    opened = max([opened, *(Opened(manifest.version.generation) for manifest in found.values())])
-    return Recovered(entries=run, opened=opened, damage=damage)
 
 
 class _Checker:

@@ -6,7 +6,7 @@ A view only ever grows at its end, else another takes its place, so readers need
 from __future__ import annotations
 
 from param_server.errors import MissingBlobError
-from param_server.log_order import chain_to, plan_after
+from param_server.log_order import chain_to, index_after, plan_after
 from param_server.log_recovery import Entry
 from param_server.manifest import Manifest, Version
 
@@ -49,7 +49,7 @@ class LogView:
         entries, known = self.entries, self._by_version.get(held) if held is not None else None
         if not entries or (held is not None and held >= entries[-1].manifest.version):
             return 0
-        return entries[-1].ordinal - known.ordinal if known is not None else len(entries)
+        return len(entries) - (index_after(entries, known) if known is not None else 0)
 
     def chain_to(self, version: Version) -> list[Manifest]:
         """The manifests whose rows, one over the other, are the version's. Raises: MissingBlobError."""

@@ -24,7 +24,7 @@ class Opened(NamedTuple):
 
     generation: int
     writer: str = ""
-    """Empty: recovery raised the generation, or the writer gave no name."""
+    """Who opened it, or the one before it where recovery raised it; empty: no name is known."""
 
 
 def read_opened(store: Store, damage: list[str]) -> Opened:

@@ -92,13 +92,16 @@ def read_updates(path: Path) -> Updates:
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        missing = {"time", "id"} - set(reader.fieldnames or ())
-        if missing:
-            raise RulesError(f"{path}: columns {sorted(missing)} are missing, found {reader.fieldnames}")
-        lines = np.fromiter(
-            _numbers(reader, path=path),
-            dtype=[("time", "f8"), ("id", "i8"), ("class", "i4"), ("gain", "f4")],
-        )
+        try:
+            missing = {"time", "id"} - set(reader.fieldnames or ())
+            if missing:
+                raise RulesError(f"{path}: columns {sorted(missing)} are missing, found {reader.fieldnames}")
+            lines = np.fromiter(
+                _numbers(reader, path=path),
+                dtype=[("time", "f8"), ("id", "i8"), ("class", "i4"), ("gain", "f4")],
+            )
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise RulesError(f"{path}: after line {reader.line_num}: {error}; it must be UTF-8") from error
     lines = lines[np.argsort(lines["time"], kind="stable")]
     keys_E = np.zeros(len(lines), np.int64)
     for class_id in np.unique(lines["class"]).tolist():

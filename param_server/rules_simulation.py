@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from param_server.errors import RulesError
 from param_server.rules import NEVER_PUSHED_S, ChangedColumns, decide, record_push
 from param_server.rules_config import RulesConfig
 from proto.row_formats import RowFormat, packed_row_bytes
 
 ID_BYTES = 8
+PASSES_MAX = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,10 @@ class Outcome:
 
 
 def simulate(updates: Updates, *, rules: RulesConfig, setting: Setting) -> Outcome:
-    """Replay all updates under one set of rules."""
+    """Replay all updates under one set of rules.
+
+    Raises: RulesError if they lie so far apart that one pass after the other would take for ever.
+    """
     keys_U, rows_E = np.unique(updates.keys_E, return_inverse=True)
     rows = _Rows(keys_U)
     outcome = Outcome()
@@ -154,6 +159,12 @@ def _passes(times_s_E: npt.NDArray[np.float64], *, every_s: int) -> Iterator[tup
     if not len(times_s_E):
         return
     begin_s = int(times_s_E[0])
+    num_passes = (int(times_s_E[-1]) - begin_s) // every_s + 1
+    if num_passes > PASSES_MAX:
+        raise RulesError(
+            f"the updates lie between {begin_s} and {int(times_s_E[-1])} s, which is {num_passes} passes of "
+            f"{every_s} s, at most {PASSES_MAX} are replayed: is a time wrong? Else raise --publish-every-s"
+        )
     ends_s = np.arange(begin_s + every_s, int(times_s_E[-1]) + every_s + 1, every_s)
     positions = np.searchsorted(times_s_E, ends_s, side="left")
     start = 0

@@ -38,6 +38,7 @@ class SegmentLog:
         self._num_bytes = 0
         self._number = max((int(name.rpartition("/")[2]) for name in self.names()), default=0)
         self._newest: dict[str, Version] = {}
+        self._lost: set[str] = set()
 
     def names(self) -> list[str]:
         """All segments there are, oldest first."""
@@ -61,27 +62,34 @@ class SegmentLog:
         Raises: LogError if that is not known: what was appended to the newest segment must come again.
         """
         with self._mutex:
-            writer = self._writer
+            writer, name = self._writer, self._name
         if writer is None:
             return
         try:
             writer.sync()
         except LogError:
             with self._mutex:
+                self._lost.add(name)
                 if self._writer is writer:
                     self._writer = None
             writer.close()
             raise
+
+    def is_lost(self, segment: str) -> bool:
+        """A sync of it failed, whoever asked for it: what was not durable before may not be there."""
+        with self._mutex:
+            return segment in self._lost
 
     def roll(self) -> None:
         """The next record begins a segment, so that what follows can be dropped by itself."""
         with self._mutex:
             self._end()
 
-    def drop(self, *, named: set[str], head: Version | None) -> list[str]:
+    def drop(self, *, named: set[str], head: Version | None, fenced_generation: int) -> list[str]:
         """Remove the segments that no manifest names and no commit to come can name; returns their names.
 
-        A record above the head may be waiting for its commit, so its segment stays.
+        A record above the head may be waiting for its commit, so its segment stays, unless its writer is
+        fenced.
         """
         dropped = []
         for name in self.names():
@@ -90,10 +98,13 @@ class SegmentLog:
             if name not in self._newest:
                 versions = [record.version for _, record in scan_headers(self._store, name)]
                 self._newest[name] = max(versions, default=Version(0, 0))
-            if head is None or self._newest[name] > head:
+            newest = self._newest[name]
+            if newest.generation >= fenced_generation and (head is None or newest > head):
                 continue
             self._store.delete(name)
             self._newest.pop(name)
+            with self._mutex:
+                self._lost.discard(name)
             dropped.append(name)
         return dropped
 
@@ -111,10 +122,14 @@ class SegmentLog:
         self._name, self._num_bytes = name, 0
 
     def _end(self) -> None:
-        writer, self._writer, self._name = self._writer, None, ""
+        name, writer = self._name, self._writer
+        self._writer, self._name = None, ""
         if writer is not None:
             # Nothing of a segment may be left for a later sync, which only knows the newest one.
             try:
                 writer.sync()
+            except LogError:
+                self._lost.add(name)
+                raise
             finally:
                 writer.close()

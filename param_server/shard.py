@@ -44,6 +44,9 @@ from proto.tensor_blob import BlobError, decode_tensors
 log = structlog.get_logger()
 
 PULL_IDS_MAX = 1 << 17
+SNAPSHOT_WAIT_S = 10.0
+SNAPSHOT_WAIT_S_MAX = 600.0
+"""Before a snapshot that failed is tried again, doubled from try to try: each may write a whole table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,6 @@ class Shard:
         `maintain` makes a snapshot, 0 = never.
         Raises: LogDamageError if a blob changed in the store since the log was opened, LimitError.
         """
-        if not 0 <= log.shard < num_shards:
-            raise LimitError(f"shard {log.shard} is not one of {num_shards} shards")
         self.log = log
         self.num_shards = num_shards
         self._snapshot_every = snapshot_every
@@ -89,6 +90,8 @@ class Shard:
         self._refused: dict[str, int] = {}
         self._num_rows_refused = 0
         self._uncertain = False
+        self._snapshot_wait_s = 0.0
+        self._snapshot_after_s = float("-inf")
         self.subscriptions = Subscriptions(log, backlog_versions_max=backlog_versions_max)
         if log.coordinates:
             for manifest in log.plan_after(None):
@@ -106,7 +109,10 @@ class Shard:
             )
         with self._commit_mutex:
             self._settle()
-            return self.log.open_generation(at_least, writer=writer)
+            opened = self.log.open_generation(at_least, writer=writer)
+            if self.log.coordinates:
+                self._retain()
+            return opened
 
     def publish(self, blobs: Iterable[ArrivedBlob]) -> Published:
         """Make blobs of a version to come durable, in three steps:
@@ -220,8 +226,8 @@ class Shard:
             self.take_over()
             return
         self.log.scrub()
-        if self._snapshot_every and num_since_base(self.log) >= self._snapshot_every:
-            self.snapshot()
+        if self._snapshot_every and now_s >= self._snapshot_after_s:
+            self._make_due_snapshot(now_s=now_s)
 
     def snapshot(self) -> Manifest | None:
         """Make a snapshot of the head and drop what it made superfluous; None: there is nothing new."""
@@ -240,6 +246,18 @@ class Shard:
         with self._commit_mutex:
             self._retain()
         return made
+
+    def _make_due_snapshot(self, *, now_s: float) -> None:
+        if num_since_base(self.log) < self._snapshot_every:
+            return
+        try:
+            self.snapshot()
+        except ParamServerError as error:
+            self._snapshot_wait_s = min(2 * self._snapshot_wait_s or SNAPSHOT_WAIT_S, SNAPSHOT_WAIT_S_MAX)
+            self._snapshot_after_s = now_s + self._snapshot_wait_s
+            log.error("no snapshot made", reason=str(error), next_try_in_s=self._snapshot_wait_s)
+        else:
+            self._snapshot_wait_s = 0.0
 
     def pull(self, table: str, ids_N: npt.NDArray[np.int64]) -> Pulled:
         """The newest rows of the ids that exist, in the order asked, doubled ids once, with their columns.
@@ -329,6 +347,7 @@ class Shard:
         num_new = self._follow_log() if not self.log.coordinates else 0
         if num_new:
             self.subscriptions.announce()
+        if num_new or self.log.has_fenced:
             self._retain()
         return num_new
 

@@ -15,7 +15,7 @@ from param_server.errors import BadBlobError, LogError, MissingBlobError, StoreE
 from param_server.log_recovery import CONTENT, read_blob_of
 from param_server.manifest import SHARED_KINDS, BlobRef, Manifest, Version
 from param_server.segment_log import SegmentLog
-from param_server.staged_blobs import StagedBlobs
+from param_server.staged_blobs import StagedBlob, StagedBlobs
 from param_server.stores import Store
 
 
@@ -52,12 +52,23 @@ class Staging:
         covered = self._staged.unsynced()
         try:
             self._segments.sync()
+            self._check_not_lost(covered)
         except LogError:
             with self._mutex:
                 self._staged.forget_unsynced()
             raise
         with self._mutex:
             self._staged.mark_synced(covered)
+
+    def _check_not_lost(self, covered: list[StagedBlob]) -> None:
+        """Another thread's sync, or the end of a segment, may have failed with them in it."""
+        lost = {
+            blob.place.segment
+            for blob in covered
+            if blob.place is not None and self._segments.is_lost(blob.place.segment)
+        }
+        if lost:
+            raise LogError(f"object {min(lost)}: it could not be made durable; publish the version again")
 
     def located(self, manifest: Manifest, *, shard: int | None) -> Manifest:
         """The manifest with the place of every blob that is durable here.

@@ -46,6 +46,8 @@ log = structlog.get_logger()
 
 PART_BYTES_MAX = 4 << 20
 MESSAGE_BYTES_MAX = 8 << 20
+ERROR_BYTES_MAX = 2_000
+"""Of an error's text: a trailer has 8 KiB, and each byte beyond ASCII takes three there."""
 """Both ends refuse a longer message; gRPC's own default (4 MiB) has no room beside a whole part."""
 
 CONNECTIONS_MAX = 1024
@@ -169,12 +171,16 @@ def open_server(
 
 
 def abort(context: grpc.ServicerContext, error: ParamServerError) -> NoReturn:
-    """End the call with the error's status code and message."""
+    """End the call with the error's status code and message, cut to what a trailer can carry."""
+    message, data = str(error), str(error).encode()
+    if len(data) > ERROR_BYTES_MAX:
+        start = data[:ERROR_BYTES_MAX].decode(errors="ignore")
+        message = f"{start}... ({len(message) - len(start)} characters more)"
     for kind, code in _CODES:
         if isinstance(error, kind):
             context.set_trailing_metadata(((_ERROR_KEY, kind.__name__),))
-            context.abort(code, str(error))
-    context.abort(grpc.StatusCode.INTERNAL, str(error))
+            context.abort(code, message)
+    context.abort(grpc.StatusCode.INTERNAL, message)
     raise AssertionError("abort returns never")
 
 

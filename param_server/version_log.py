@@ -11,8 +11,8 @@
 
 All shards share one store. Each appends to its own segments; shard 0 coordinates: it alone opens
 generations, creates manifests and snapshots and drops what is old. Everything a manifest names is
-durable before it is created, and ordinals leave no hole: of two writers that both follow the same head
-one loses.
+durable before it is created, and commits leave no hole in the ordinals: of two writers that both follow the
+same head one loses.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ import structlog
 from param_server.errors import (
     BadBlobError,
     GapError,
+    LimitError,
     LogError,
     ManifestError,
     StoreMissingError,
 )
 from param_server.failpoints import reach
 from param_server.history import read_promoted, write_promoted
+from param_server.log_glimpse import look, mirror
 from param_server.log_order import (
     check_follows,
     check_generation,
@@ -46,7 +48,6 @@ from param_server.log_recovery import (
     Entry,
     check_num_shards,
     create_manifest,
-    mirror,
     named_content,
     named_segments,
     ordinal_name,
@@ -90,10 +91,12 @@ class VersionLog:
         """Open the log and recover it.
 
         Args: keep_full: full versions and snapshots kept, with the deltas that follow the oldest of them.
-        Raises: LogError if the store cannot be used.
+        Raises: LimitError if there is no such shard, LogError if the store cannot be used.
         """
         if keep_full < 1:
             raise LogError(f"keep_full must be at least 1, found {keep_full}")
+        if not 0 <= shard < num_shards:
+            raise LimitError(f"shard {shard} is not one of {num_shards} shards")
         self.store = store
         self.shard = shard
         self._keep_full = keep_full
@@ -103,6 +106,10 @@ class VersionLog:
         self._opened = recovered.opened
         self._promoted = read_promoted(store)
         self._view = LogView(recovered.entries)
+        self._sees_all = True
+        """Another shard: every version at the last look. Else it does not know what is needed still."""
+        self.has_fenced = False
+        """A generation was opened since segments were dropped: what the fenced one left is needed no more."""
         self._snapshot_segments: set[str] = set()
         """Of a snapshot that is being written: retention must not drop what nothing names yet."""
         self._segments = SegmentLog(store, shard=shard, segment_bytes_max=segment_bytes_max)
@@ -161,6 +168,7 @@ class VersionLog:
             else:
                 opened = max(self._opened, read_opened(self.store, self.damage))
             self._opened = opened
+            self.has_fenced = True
             self._staging.forget(lambda version: version.generation < opened.generation)
             return opened.generation, self.head
 
@@ -375,23 +383,23 @@ class VersionLog:
             self.damage.append(found)
 
     def refresh(self) -> None:
-        """For the other shards: see which versions the coordinator dropped and which snapshots it made."""
-        present, made = set(ordinals_in(self.store, MANIFESTS)), set(ordinals_in(self.store, SNAPSHOTS))
+        """For the other shards: see what the coordinator dropped, mended or set aside, and its snapshots.
+
+        Raises: LogError.
+        """
+        present = ordinals_in(self.store, MANIFESTS)
         with self._mutex:
+            newest = self.entries[-1].ordinal if self.entries else 0
             # Where newer ones are missing the coordinator's head fell back: catch_up says what to do then.
-            first = min(present, default=0)
-            kept = [entry for entry in self.entries if entry.ordinal >= first]
-            for index, entry in enumerate(kept):
-                if entry.snapshot is None and entry.ordinal in made:
-                    name = ordinal_name(SNAPSHOTS, entry.ordinal)
-                    try:
-                        kept[index] = replace(entry, snapshot=read_manifest(self.store, name))
-                    except ManifestError as error:
-                        log.error("a snapshot is not used", reason=str(error))
-            # The coordinator may be in the midst of dropping them: the first one must have a base.
-            while kept and kept[0].base is None:
-                kept.pop(0)
-            self._view = LogView(kept)
+            known = {
+                entry.ordinal: entry for entry in self.entries if entry.ordinal >= min(present, default=0)
+            }
+            ordinals = sorted({*known, *(ordinal for ordinal in present if ordinal <= newest)})
+            glimpse = look(self.store, ordinals, known=known)
+            for line in glimpse.unreadable:
+                log.error("version log damage, what needs it is left out", found=line)
+            self._sees_all = not (glimpse.unreadable or glimpse.gap)
+            self._view = LogView(glimpse.entries)
 
     def append_snapshot(self, version: Version, *, name: str, data: bytes) -> tuple[str, int]:
         """Add one blob of a snapshot to come; returns its segment and offset. Durable after `sync`."""
@@ -401,9 +409,16 @@ class VersionLog:
         return place.segment, place.segment_offset
 
     def end_snapshot(self) -> None:
-        """The snapshot is made or given up: its segments are kept only where a manifest names them."""
+        """The snapshot is made or given up: what was appended for it goes, unless a manifest names it.
+
+        Raises: LogError; the next retention drops it then.
+        """
         with self._mutex:
             self._snapshot_segments.clear()
+            try:
+                self._segments.roll()
+            finally:
+                self._drop_segments()
 
     def roll_segment(self) -> None:
         """What comes next begins a segment, so that a snapshot can be dropped by itself."""
@@ -448,7 +463,7 @@ class VersionLog:
                     self._drop_content()
             else:
                 self.refresh()
-            if dropped or not self.coordinates:
+            if dropped or self.has_fenced or not self.coordinates:
                 self._drop_segments()
             reach("retain_segments")
             return len(dropped)
@@ -465,8 +480,11 @@ class VersionLog:
             return [name for name in before if name not in left]
 
     def _drop_segments(self) -> None:
+        if not self._sees_all:
+            return
         named = named_segments(self.entries) | self._snapshot_segments
-        self._segments.drop(named=named, head=self.head)
+        self._segments.drop(named=named, head=self.head, fenced_generation=self.fenced_generation)
+        self.has_fenced = False
 
     def _drop_content(self) -> None:
         named = named_content(self.entries) | self._staging.names()

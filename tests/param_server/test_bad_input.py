@@ -133,6 +133,12 @@ def test_a_table_that_does_not_exist_is_named(trainer):
         trainer.client.pull("nothing", np.array([1]))
 
 
+@pytest.mark.parametrize("letter", ["n", "\N{CYRILLIC SMALL LETTER EN}"])
+def test_an_error_with_a_long_text_keeps_its_kind_and_its_beginning(trainer, letter):
+    with pytest.raises(ManifestError, match=rf"table '{letter}{{900}}.* characters more\)"):
+        trainer.client.pull(letter * 40_000, np.array([1]))
+
+
 def test_oversized_requests_are_refused_by_their_limit(kit, trainer):
     with pytest.raises(LimitError, match="at most 131072 are pulled at once, found 131073"):
         trainer.client.pull("t", np.arange((1 << 17) + 1))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from param_server.errors import GapError, LogDamageError, MissingBlobError
+from param_server.errors import GapError, LogDamageError, ManifestError, MissingBlobError
 from param_server.fsspec_store import open_fsspec_store
 from param_server.local_store import LocalStore
 from param_server.log_reader import LogReader
@@ -110,6 +111,45 @@ def test_a_hole_that_is_not_repaired_yet_is_a_gap_and_no_version(log):
     log.store.set_aside("manifests/000000000002")
     with pytest.raises(GapError, match=r"version 1\.3 follows 1\.2, before it lies 1\.1"):
         LogReader(log.store).plan_after(None)
+
+
+def rot(log: VersionLog, name: str) -> None:
+    data = bytearray(log.store.read(name))
+    data[-1] ^= 1
+    log.store.replace(name, bytes(data))
+
+
+def add_snapshot(log: VersionLog, version: Version) -> None:
+    assert log.add_snapshot(msgspec.structs.replace(log.read(version), kind="full"))
+
+
+def test_a_rotten_manifest_costs_only_the_versions_that_need_it(log):
+    reader = LogReader(log.store)
+    assert sequences(reader.plan_after(None)) == [1, 2, 3]
+    commit(log, "full")
+    commit(log)
+    rot(log, "manifests/000000000002")
+    for one in (reader, LogReader(log.store)):
+        assert sequences(one.plan_after(None)) == [4, 5]
+        assert sequences(one.chain_to(Version(1, 1))) == [1]
+    for ordinal in (1, 4):
+        rot(log, f"manifests/{ordinal:012d}")
+    with pytest.raises(ManifestError, match="no version of the log can be loaded"):
+        LogReader(log.store).plan_after(None)
+
+
+def test_a_snapshot_that_was_set_aside_is_not_begun_with(log):
+    reader = LogReader(log.store)
+    add_snapshot(log, Version(1, 3))
+    assert [one.kind for one in reader.plan_after(None)] == ["full"]
+    log.store.set_aside("snapshots/000000000003")
+    assert sequences(reader.plan_after(None)) == [1, 2, 3]
+
+
+def test_a_rotten_snapshot_is_not_begun_with(log):
+    add_snapshot(log, Version(1, 3))
+    rot(log, "snapshots/000000000003")
+    assert sequences(LogReader(log.store).plan_after(None)) == [1, 2, 3]
 
 
 def test_retention_keeps_the_promoted_version_and_what_it_builds_on(log):

@@ -155,3 +155,44 @@ def test_a_view_taken_in_the_midst_of_retention_begins_with_a_base(disk):
     other.log.refresh()
     assert [entry.manifest.version for entry in other.log.entries] == [Version(1, 3)]
     assert other.log.chain_to(Version(1, 3))[0].kind == "full"
+
+
+def test_a_shard_that_cannot_read_a_manifest_drops_nothing_that_it_may_name(disk):
+    first, other = make_shards(disk, keep_full=1)
+    for kind in ("full", "delta", "delta", "delta", "full"):
+        other.log.roll_segment()
+        commit(first, other, kind, value=1)
+        other.take_over()
+        if kind == "full" and first.log.promoted() is None:
+            first.log.promote(Version(1, 1))
+    disk.flip_bit(ordinal_name(MANIFESTS, 3))
+    other = Shard(open_log(disk, 1), num_shards=2)
+    known = [entry.manifest.version.sequence for entry in other.log.entries]
+    assert known == [1, 2, 5], "the fourth builds on the one that cannot be read"
+    assert [one.version.sequence for one in other.log.chain_to(Version(1, 2))] == [1, 2]
+    commit(first, other, "full", value=2)
+    other.take_over()
+    while not first.log.scrub():
+        pass
+    other.log.refresh()
+    for log in (first.log, other.log):
+        assert [entry.manifest.version.sequence for entry in log.entries] == [1, 2, 3, 4, 5, 6]
+        for manifest in log.manifests():
+            log.read_blob(manifest, "t-1")
+
+
+def test_segments_of_a_fenced_writer_are_dropped_by_their_shard(disk):
+    first, other = make_shards(disk)
+    commit(first, other, "full", value=1)
+    other.take_over()
+    folder = "segments/shard-1/"
+    before = len(other.log.store.list(folder))
+    for generation in range(2, 6):
+        manifest, data = describe(first.log, "delta", value=generation)
+        other.publish([ArrivedBlob(manifest.version, "rows", "t-1", data)])
+        first.open_generation(0)
+        other.open_generation(0)
+        other.log.roll_segment()
+        other.take_over()
+        assert len(other.log.store.list(folder)) == before
+    assert set(other.pull("t", OWN_IDS).segment.rows_ND.ravel()) == {1.0}

@@ -121,6 +121,20 @@ def test_a_file_that_cannot_be_read_is_named_with_its_line(tmp_path, text, messa
     assert message in str(caught.value)
 
 
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "updates.csv"
+    path.write_bytes("time,id,class\n1,1,\N{LATIN SMALL LETTER E WITH ACUTE}".encode("latin-1"))
+    with pytest.raises(RulesError, match=r"updates\.csv: after line \d: .* it must be UTF-8"):
+        read_updates(path)
+
+
+def test_one_time_far_from_the_others_is_refused_and_not_passed_over_second_by_second(tmp_path):
+    path = tmp_path / "updates.csv"
+    path.write_text("time,id\n0,1\n1700000000,2\n")
+    with pytest.raises(RulesError, match=r"between 0 and 1700000000 s, which is 1700000001 passes"):
+        simulate(read_updates(path), rules=RulesConfig(), setting=SETTING)
+
+
 def test_rules_come_from_a_preset_or_a_file(tmp_path):
     path = tmp_path / "rules.toml"
     path.write_text("update_limit = 3\n[by_class.4]\nmin_updates = 2\n")

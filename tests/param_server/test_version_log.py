@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from param_server import log_recovery
 from param_server.errors import (
     BadBlobError,
     ConflictError,
@@ -20,7 +23,7 @@ from param_server.errors import (
 from param_server.fsspec_store import open_fsspec_store
 from param_server.local_store import LocalStore
 from param_server.log_recovery import recover
-from param_server.manifest import Manifest, Version, blob_ref, content_name
+from param_server.manifest import Manifest, Version, blob_ref, content_name, encode_manifest
 from param_server.version_log import VersionLog
 
 PROGRAM, SIGNATURE = b"program", b"signature"
@@ -344,6 +347,27 @@ def test_damage_is_named_and_the_head_is_the_newest_whole_chain(tmp_path, damage
     commit(again, 1, "full", generation=generation)
 
 
+def test_readers_go_on_across_what_recovery_has_set_aside(tmp_path):
+    log = fill(tmp_path, "FddFdd", segment_bytes_max=1)
+    rot(tmp_path / "manifests/000000000002")
+    log = reopen(log, tmp_path)
+    assert sequences(manifest.version for manifest in log.manifests()) == [1, 4, 5, 6]
+    commit(log, 7)
+    for held, after in ((1, [4, 5, 6, 7]), (4, [5, 6, 7]), (5, [6, 7]), (6, [7]), (7, [])):
+        assert plan(log, Version(1, held)) == after
+        assert log.num_after(Version(1, held)) == len(after)
+
+
+def test_a_repair_that_raises_the_generation_keeps_the_writers_name(tmp_path):
+    log = open_log(tmp_path)
+    log.open_generation(0, writer="trainer-a")
+    for sequence, kind in ((1, "full"), (2, "delta")):
+        commit(log, sequence, kind)
+    rot(tmp_path / "manifests/000000000002")
+    log = reopen(log, tmp_path)
+    assert (log.fenced_generation, log.fenced_by) == (2, "trainer-a")
+
+
 def test_a_damaged_program_breaks_the_versions_that_name_it(tmp_path):
     log = fill(tmp_path, "Fd")
     rot(tmp_path / "content" / content_name("program", PROGRAM))
@@ -461,6 +485,49 @@ def test_a_failed_sync_forgets_what_nobody_knows_of_and_the_version_can_be_sent_
     assert (log.head, log.damage) == (Version(1, 2), [])
 
 
+@pytest.mark.parametrize("who", ["snapshot", "publisher"])
+def test_a_sync_that_failed_for_another_thread_is_no_success_for_this_one(tmp_path, monkeypatch, who):
+    log = fill(tmp_path, "F")
+    manifest = make_manifest(Version(1, 2), "delta", parent=log.head)
+    stage(log, manifest)
+    real = os.fdatasync
+    failing, go_on = threading.Event(), threading.Event()
+
+    def fail_once(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", real)
+        failing.set()
+        go_on.wait(10)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail_once)
+    with ThreadPoolExecutor(2) as threads:
+        other = threads.submit(log.roll_segment if who == "snapshot" else log.sync)
+        assert failing.wait(10)
+        mine = threads.submit(log.sync)
+        go_on.set()
+        with pytest.raises(LogError, match="Input/output"):
+            other.result(10)
+        with pytest.raises(LogError):
+            mine.result(10)
+    with pytest.raises(MissingBlobError, match="publish the version again"):
+        log.commit(manifest)
+    stage(log, manifest)
+    log.commit(manifest)
+    assert reopen(log, tmp_path).damage == []
+
+
+def test_a_manifest_that_no_reader_would_take_is_refused_before_it_exists(tmp_path, monkeypatch):
+    log = fill(tmp_path, "F")
+    manifest = make_manifest(Version(1, 2), "delta", parent=log.head)
+    stage(log, manifest)
+    monkeypatch.setattr(log_recovery, "MANIFEST_BYTES_MAX", len(encode_manifest(manifest)) + 1)
+    with pytest.raises(LimitError, match="with the places of its 4 blobs"):
+        log.commit(manifest)
+    monkeypatch.undo()
+    log.commit(manifest)
+    assert reopen(log, tmp_path).head == Version(1, 2)
+
+
 def test_a_commit_that_failed_after_its_manifest_was_created_is_found_again(tmp_path, monkeypatch):
     log = fill(tmp_path, "F")
     manifest = make_manifest(Version(1, 2), "delta", parent=log.head)
@@ -507,3 +574,10 @@ def test_a_log_keeps_its_number_of_shards(tmp_path):
     fill(tmp_path, "F").close()
     with pytest.raises(LogError, match="made for 1 shards, not for 2"):
         open_log(tmp_path, num_shards=2)
+
+
+@pytest.mark.parametrize(("shard", "num_shards"), [(0, 0), (1, 1), (-1, 2)])
+def test_a_shard_that_cannot_be_leaves_no_log(tmp_path, shard, num_shards):
+    with pytest.raises(LimitError, match=f"shard {shard} is not one of {num_shards} shards"):
+        open_log(tmp_path, shard=shard, num_shards=num_shards)
+    assert not (tmp_path / "shards").exists()
