@@ -1,8 +1,9 @@
 """Which rows changed since serving last had them: taken for a version, cleared only by its ack.
 
 One ChangedRows a table and rank. It is columns over the local slots and one set of deleted keys, so
-its size is bounded however long the parameter server is away: a slot changes many times but is
-pending once, and only a key that serving holds can be pending as deleted.
+its size is bounded however long the parameter server is away and however many versions fail: a slot
+changes many times but is pending once, and only a key that serving holds, or that the version on its way
+carries, can be pending as deleted.
 Shapes: C local slots, N rows of one version, M deletes.
 """
 
@@ -71,7 +72,8 @@ class ChangedRows:
         self._taken_C = np.zeros(num_slots, np.bool_)
         """The outstanding version carries this slot's row, and the slot has the same owner still."""
         self._deleted_keys: dict[int, None] = {}
-        self._deleted_since_take: dict[int, None] = {}
+        self._deleted_since_take: dict[int, bool] = {}
+        """Key -> serving held it at the take already; else it gets it with the outstanding version alone."""
         self._outstanding: Taken | None = None
 
     @property
@@ -92,10 +94,15 @@ class ChangedRows:
 
     def evict(self, keys_K: npt.NDArray[np.int64], slots_K: npt.NDArray[np.int64]) -> None:
         """Forget the rows of evicted keys; those that serving holds are pending as deletes."""
-        # Serving holds a row, or will hold it once the version that is on its way has arrived.
-        held_K = self._serving_C[slots_K] | self._taken_C[slots_K]
-        deleted = self._deleted_keys if self._outstanding is None else self._deleted_since_take
-        deleted.update(dict.fromkeys(keys_K[held_K].tolist()))
+        serving_K = self._serving_C[slots_K]
+        if self._outstanding is None:
+            self._deleted_keys.update(dict.fromkeys(keys_K[serving_K].tolist()))
+        else:
+            # Serving will hold a taken row, too, once the version that is on its way has arrived.
+            held_K = serving_K | self._taken_C[slots_K]
+            self._deleted_since_take.update(
+                zip(keys_K[held_K].tolist(), serving_K[held_K].tolist(), strict=True)
+            )
         for column_C in (
             self._updates_C,
             self._gathered_C,
@@ -233,7 +240,7 @@ class ChangedRows:
         assert taken is not None, "an ack needs a take before it"
         self._outstanding = None
         # A key deleted again after the take stays pending, even if this version carried a delete of it.
-        self._deleted_keys, self._deleted_since_take = self._deleted_since_take, {}
+        self._deleted_keys, self._deleted_since_take = dict.fromkeys(self._deleted_since_take), {}
         if taken.full:
             self._serving_C[:] = False
             self._pushed_score_C[:] = 0
@@ -252,10 +259,15 @@ class ChangedRows:
         self._last_pushed_s_C[slots_N] = now_s
 
     def abandon(self) -> None:
-        """The outstanding version did not become durable: everything stays pending."""
+        """The outstanding version did not become durable: everything stays pending.
+
+        If it did all the same, serving holds rows that nothing here knows of: the next version must be full.
+        """
         self._outstanding = None
         self._taken_C[:] = False
-        self._deleted_keys.update(self._deleted_since_take)
+        self._deleted_keys.update(
+            dict.fromkeys(key for key, serving in self._deleted_since_take.items() if serving)
+        )
         self._deleted_since_take = {}
 
 

@@ -21,8 +21,9 @@ versions were due meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ import structlog
 from param_server.client import (
     BlobRef,
     FencedError,
+    GapError,
     Manifest,
     ParamServerClients,
     ParamServerError,
@@ -138,6 +140,20 @@ class Publisher:
         made = self._client.rollback(version)
         log.warning("rolled back", to=str(version), by=str(made))
 
+    @contextmanager
+    def _fence_checked(self) -> Iterator[None]:
+        """In the sender thread: a fence that no newer trainer set is a failure like any other.
+
+        Recovery sets one when the log lost its newest versions. Rank 0 knows by which name it opened its
+        generation; to the other ranks it is a failure in any case.
+        """
+        try:
+            yield
+        except FencedError as error:
+            if self._ranks.rank == 0:
+                self._client.check_not_fenced(self.generation)
+            raise GapError(f"the log was repaired and takes this generation no more: {error}") from error
+
     def _program_and_signature(self) -> list[tuple[BlobRef, bytes]]:
         """What every version names and only the first one of a generation sends."""
         program = program_of(self._recommender, config=self._config, path=self._program_path)
@@ -218,7 +234,8 @@ class Publisher:
                 blobs += self._shared
         reach("publish.before_append")
         if blobs:
-            self._client.publish(self._on_its_way.version, blobs)
+            with self._fence_checked():
+                self._client.publish(self._on_its_way.version, blobs)
         reach("publish.after_append")
         return references
 
@@ -260,7 +277,8 @@ class Publisher:
 
     def _commit(self, manifest: Manifest) -> list[BlobRef]:
         reach("publish.before_commit")
-        self._client.commit(manifest)
+        with self._fence_checked():
+            self._client.commit(manifest)
         reach("publish.after_commit")
         return []
 
@@ -322,6 +340,8 @@ class Publisher:
         if self.phase in (Phase.SENDING, Phase.COMMITTING):
             for shard in self._recommender.shards.values():
                 shard.changed.abandon()
+            assert self._on_its_way is not None
+            self.produced.put_back(self._on_its_way.produced_ms)
             self.backlog.abandon()
         self.totals.failed += 1
         self._begin_anew()

@@ -110,6 +110,8 @@ class Publishing:
 
     def advance(self, *, all_done: bool, any_failed: bool, now_ms: int) -> None:
         """Move the version on its way to its next phase if every rank can. Collective."""
+        if self.publisher.phase is Phase.ROLLING_BACK and all_done and any_failed:
+            self._rolled_back = False  # it is tried again when the next version is due
         self._note(self.publisher.advance(all_done=all_done, any_failed=any_failed, now_ms=now_ms))
 
     def _note(self, durable: Version | None) -> None:

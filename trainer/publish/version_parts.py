@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -214,7 +214,14 @@ class ProducedTimes:
             return
         times_U, counts_U = np.unique(produced_ms_N, return_counts=True)
         self.newest_ms = max(self.newest_ms, int(times_U[-1]))
-        for time_ms, count in zip(times_U.tolist(), counts_U.tolist(), strict=True):
+        self._count(zip(times_U.tolist(), counts_U.tolist(), strict=True))
+
+    def put_back(self, taken: list[tuple[int, int]]) -> None:
+        """The version that they were taken for did not become durable: they wait for the next one."""
+        self._count(taken)
+
+    def _count(self, entries: Iterable[tuple[int, int]]) -> None:
+        for time_ms, count in entries:
             self._count_by_ms[time_ms] = self._count_by_ms.get(time_ms, 0) + count
         if len(self._count_by_ms) > self._entries_max:
             self._coarsen()

@@ -213,6 +213,26 @@ def test_pending_state_is_bounded_without_any_ack() -> None:
     assert world.changed.num_pending <= 2 * NUM_SLOTS
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_pending_state_is_bounded_while_every_version_fails(full: bool) -> None:
+    """Rows leave while a version carries them that never arrives: serving has none of them to delete."""
+    world = World()
+    for slot in range(NUM_SLOTS):
+        world.touch(slot, slot)
+    world.take(full=False)
+    world.ack()
+    for attempt in range(1, 100):
+        world.take(full=full)
+        for slot in range(NUM_SLOTS):
+            world.touch(slot, attempt * NUM_SLOTS + slot)
+        world.abandon()
+        assert world.changed.num_pending <= 2 * NUM_SLOTS
+    world.take(full=True)
+    world.ack()
+    assert world.serving == world.value
+    assert world.changed.num_pending == 0
+
+
 def test_rules_run_on_the_publishing_clock_whatever_the_event_time() -> None:
     """Events of years ago: three updates within the window pass, however long ago they happened."""
     world = World(RulesConfig(min_updates=3, min_updates_window_s=600))

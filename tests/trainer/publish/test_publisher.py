@@ -24,6 +24,7 @@ from feature_eviction import owner_of
 from param_server.client import (
     AccessError,
     ClientSecurity,
+    FencedError,
     ParamServerClient,
     ParamServerClients,
     RulesConfig,
@@ -113,6 +114,7 @@ class Rig:
     batches: Iterator[Impressions]
     now_ms: int = 1_000_000
     event_time_s: int = field(default=0)
+    num_trained: int = field(default=0)
 
     def train(self, num: int = 1, *, flipped: bool = False) -> None:
         """Args: flipped: the labels of every second impression are wrong, which cannot be learned."""
@@ -129,6 +131,7 @@ class Rig:
                 domain_N=batch.domain_N,
                 users_N=batch.user_ids_N,
             )
+            self.num_trained += len(batch)
             self.publishing.trained(batch.produced_ms_N, now_ms=self.now_ms)
 
     def interval(self) -> None:
@@ -280,7 +283,7 @@ def test_rows_beyond_the_row_format_stay_out_with_a_reason_of_their_own(
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("outage", ["stopped", "killed"])
 def test_all_changes_of_an_outage_arrive_together_in_one_version(
-    outage: str, shards: Shards, make_rig: MakeRig
+    outage: str, shards: Shards, make_rig: MakeRig, tmp_path: Path
 ) -> None:
     """Many versions are due while the shard is away; training goes on in the same memory."""
     shards.start()
@@ -326,6 +329,8 @@ def test_all_changes_of_an_outage_arrive_together_in_one_version(
     # Of a shard that only stood still, the version that was on its way may have arrived late, too.
     assert len(versions) <= (1 if outage == "killed" else 2)
     assert versions[-1].kind == "full"
+    traces = [json.loads(line) for line in (tmp_path / "versions.jsonl").read_text().splitlines()]
+    assert sum(num for trace in traces for _, num in trace["produced_ms"]) == rig.num_trained
     assert rig.publisher.backlog.age_ms(now_ms=rig.now_ms) == 0
 
 
@@ -355,6 +360,37 @@ def test_after_an_operators_rollback_the_trainer_begins_a_generation_with_a_full
         assert rig.publisher.generation > first
         assert newest.parent == made
         rig.assert_serving_equals_training(client)
+
+
+@pytest.mark.timeout(120)
+def test_after_a_repair_of_the_log_the_trainer_goes_on_with_a_full_version(
+    shards: Shards, make_rig: MakeRig, tmp_path: Path
+) -> None:
+    """The newest version rots, and the shard starts again without it: no newer trainer, so no end."""
+    shards.start()
+    rig = make_rig(shards.addresses)
+    for _ in range(2):
+        rig.train(3)
+        rig.publish()
+    first = rig.publisher.generation
+    shards.kill()
+    newest = max((tmp_path / "log" / "manifests").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])
+    shards.restart()
+    rig.train(3)
+    rig.publish()  # the generation is fenced: all stays pending
+    assert rig.publisher.totals.failed == 1
+    rig.publish()  # opens another
+    rig.publish()
+    with ParamServerClient(shards.addresses[0], 30) as client:
+        version = client.versions()[-1]
+        assert (version.kind, version.parent) == ("full", Version(first, 1))
+        assert version.version.generation == rig.publisher.generation > first + 1
+        rig.assert_serving_equals_training(client)
+        client.open_generation(0)  # and this is a newer trainer
+        rig.train(3)
+        with pytest.raises(FencedError, match="a newer trainer opened"):
+            rig.publish()
 
 
 @pytest.mark.timeout(120)
@@ -482,3 +518,34 @@ def test_a_collapse_of_quality_is_held_and_serving_goes_on_after_it(
         assert rig.publisher.phase is Phase.IDLE
         assert rig.publisher.totals.failed == 0
         rig.assert_serving_equals_training(client)
+
+
+@pytest.mark.timeout(250)
+def test_a_rollback_that_fails_is_tried_again_when_the_next_version_is_due(
+    shards: Shards, make_rig: MakeRig
+) -> None:
+    shards.start()
+    rig = make_rig(
+        shards.addresses,
+        num_batches=200,
+        request_timeout_s=2,
+        gate_task="effective_view",
+        gate_auc_drop_max=0.07,
+        gate_impressions_min=500,
+        auto_rollback=True,
+    )
+    for _ in range(20):
+        rig.train(5)
+        rig.publish()
+    shards.kill()
+    while not rig.publisher.held_because:
+        rig.train(2, flipped=True)
+        rig.publish()
+    assert rig.publisher.totals.failed >= 1
+    shards.restart()
+    rig.train(2, flipped=True)
+    for _ in range(3):
+        rig.publish()
+    assert rig.publisher.held_because
+    with ParamServerClient(shards.addresses[0], 30) as client:
+        assert len([one for one in client.versions() if one.rollback_of is not None]) == 1
