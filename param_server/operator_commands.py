@@ -12,6 +12,9 @@ from param_server.manifest import Version
 from param_server.security import ClientSecurity
 
 POLL_S = 0.1
+ANSWER_S = 10.0
+"""A shard that does not answer is told of soon; a rollback of a large table takes its time."""
+ROLLBACK_S = 600.0
 
 
 def add_parsers(commands: Any) -> None:
@@ -52,7 +55,9 @@ def _roll_back(arguments: argparse.Namespace, security: ClientSecurity) -> None:
     from param_server.client import ParamServerClient
 
     old = Version.parse(arguments.version)
-    with ParamServerClient(arguments.address, timeout_s=60.0, security=security) as shard:
+    with ParamServerClient(arguments.address, timeout_s=ANSWER_S, security=security) as shard:
+        shard.status()
+    with ParamServerClient(arguments.address, timeout_s=ROLLBACK_S, security=security) as shard:
         sys.stdout.write(f"{shard.rollback(old)} has the content of {old}\n")
 
 

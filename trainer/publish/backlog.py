@@ -17,6 +17,11 @@ class Backlog:
         """The first change that the version on its way was taken for."""
         self._acked_ms: int | None = None
 
+    @property
+    def empty(self) -> bool:
+        """Nothing has changed since the last take."""
+        return self._since_ms is None
+
     def changed(self, *, now_ms: int) -> None:
         """A step of training is done."""
         if self._since_ms is None:

@@ -164,6 +164,11 @@ class Publisher:
         ]
 
     @property
+    def has_news(self) -> bool:
+        """Training, or a failure, that no version has been taken for. The same on every rank."""
+        return self.must_reopen or self._num_since_full is None or not self.backlog.empty
+
+    @property
     def job_done(self) -> bool:
         """This rank has nothing left to do in the current phase."""
         return self._job is None or self._job.done()

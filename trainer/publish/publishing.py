@@ -72,7 +72,12 @@ class Publishing:
         return self.publisher.phase is Phase.IDLE
 
     def due(self, *, now_s: float) -> bool:
-        interval_s = self._config.publish.interval_ms / 1000
+        publish = self._config.publish
+        interval_ms = publish.interval_ms
+        if not self.publisher.has_news:
+            # Versions of nothing would push those out of the log that one may want to go back to.
+            interval_ms = max(interval_ms, publish.idle_interval_ms)
+        interval_s = interval_ms / 1000
         return self.idle and (self._begun_s is None or now_s - self._begun_s >= interval_s)
 
     def trained(self, produced_ms_N: npt.NDArray[np.int64], *, now_ms: int) -> None:

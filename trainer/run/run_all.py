@@ -65,7 +65,10 @@ def run_all(
     """
     config = resolve_config(config, options)
     check_inputs(config, options)
-    with open_run_directory(options.out_dir, resume=options.resume) as directory, StopSignals() as signals:
+    opened = open_run_directory(
+        options.out_dir, resume=options.resume, stream_stays=options.bootstrap_servers is not None
+    )
+    with opened as directory, StopSignals() as signals:
         plan = make_plan(config, options, directory)
         run = _Run(config, options, directory, replicas=plan.replicas)
         run.go(plan, signals, connect)
@@ -127,8 +130,8 @@ class _Run:
         ending = Ending(
             ended=self._ended,
             produced_before=marker.produced_before if marker else 0,
-            # A recording may hold fewer than were asked for.
-            impressions_wanted=None if self._options.data is not None else self._config.impressions,
+            impressions_wanted=self._config.impressions,
+            source_may_end=self._options.data is not None,
             time_was_up=stages is not None and stages.time_was_up,
             owns_stream=self._options.bootstrap_servers is None,
             unclean=self._unclean,

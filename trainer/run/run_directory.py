@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from trainer.config import Config, to_toml
 from trainer.errors import ConfigError
 from trainer.run.status import ProducerStatus, read_status
+
+log = structlog.get_logger()
 
 _MARKER_KIND = "freshet-run"
 _OURS = (
@@ -116,12 +119,13 @@ class RunDirectory:
 
 
 @contextmanager
-def open_run_directory(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
+def open_run_directory(root: Path, *, resume: bool, stream_stays: bool = False) -> Iterator[RunDirectory]:
     """Make the directory ready for a run, and keep any other run out of it until the block is left.
 
     An earlier run's files are removed (resume=False) or gone on from (resume=True).
-    Raises: ConfigError if the directory holds something that no run wrote, is in use, or has no earlier
-    run to go on from.
+    Args: stream_stays: the stream outlives a run, so checkpoints in the directory can still be gone on from.
+    Raises: ConfigError if the directory holds something that no run wrote, is in use, has no earlier run to
+    go on from, or has one that could be gone on from and would be removed.
     """
     directory = RunDirectory(root.resolve())
     marker = directory.read_marker()
@@ -144,6 +148,14 @@ def open_run_directory(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
             raise ConfigError(
                 f"{directory.root}: another run is using this directory; end it or give another with --out"
             ) from error
+        if marker is not None and not resume:
+            if stream_stays and _holds_any(directory.root / "checkpoints"):
+                raise ConfigError(
+                    f"{directory.root}: holds an earlier run's checkpoints, and its Kafka may still have the "
+                    "stream; nothing was touched. Go on from them with --resume, give another directory with "
+                    "--out, or remove this one"
+                )
+            log.info("an earlier run is removed", directory=str(directory.root))
         produced_before = _produced_before(directory, marker) if resume else 0
         for name in _OF_ONE_RUN if resume else _OURS:
             _remove(directory.root / name)
@@ -176,6 +188,10 @@ def replace_file(path: Path, data: bytes) -> None:
 def _is_empty_directory(path: Path) -> bool:
     # A lock left by a run that ended before its marker was written does not make it full.
     return path.is_dir() and all(entry.name == "run.lock" for entry in path.iterdir())
+
+
+def _holds_any(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
 
 
 def _produced_before(directory: RunDirectory, marker: Marker | None) -> int:

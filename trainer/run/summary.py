@@ -104,8 +104,10 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     ended: str
     produced_before: int = 0
     """By the runs that this one resumed."""
-    impressions_wanted: int | None = None
-    """Of this run's producer; None = as many as its source has."""
+    impressions_wanted: int
+    """Of this run's producer."""
+    source_may_end: bool = False
+    """It is a recording, which may hold fewer."""
     time_was_up: bool = False
     """The run itself stopped the producer."""
     owns_stream: bool = True
@@ -188,8 +190,11 @@ def to_json(summary: Summary) -> bytes:
 
 def _check_produced(producer: ProducerStatus, ending: Ending) -> Check:
     produced, wanted = producer.impressions_produced, ending.impressions_wanted
-    is_enough = not producer.told_to_stop if wanted is None else produced >= wanted
-    detail = f"{produced} of {'all that the data holds' if wanted is None else wanted}"
+    has_all = produced >= wanted
+    is_enough = has_all or (ending.source_may_end and not producer.told_to_stop)
+    detail = f"{produced} of {wanted}"
+    if ending.source_may_end and is_enough and not has_all:
+        detail += ", all that the data holds"
     if ending.time_was_up:
         detail = f"{produced} until the time was up"
     elif not is_enough:
@@ -204,12 +209,12 @@ def _check_counts(trainer: TrainerStatus, *, produced: int, owns_stream: bool) -
     trained, wanted = trainer.impressions_trained, produced - dead
     # Others may write to a topic that is not this run's own: then there can only be more.
     passed = trained == wanted if owns_stream else trained >= wanted
-    return Check(
-        name="every impression trained once",
-        passed=passed,
-        detail=f"{trained} trained, {produced} produced, {dead} dead letters"
-        + ("" if passed else f": {abs(trained - wanted)} too {'few' if trained < wanted else 'many'}"),
-    )
+    detail = f"{trained} trained, {produced} produced, {dead} dead letters"
+    if not passed:
+        detail += f": {abs(trained - wanted)} too {'few' if trained < wanted else 'many'}"
+    elif trained > wanted:
+        detail += f"; {trained - wanted} more were others' in the topic, so at least its own were trained"
+    return Check(name="every impression trained once", passed=passed, detail=detail)
 
 
 def _check_versions(config: Config, trainer: TrainerStatus, replicas: Sequence[ReplicaSummary]) -> Check:

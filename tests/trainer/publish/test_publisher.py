@@ -394,6 +394,32 @@ def test_after_a_repair_of_the_log_the_trainer_goes_on_with_a_full_version(
 
 
 @pytest.mark.timeout(120)
+def test_versions_of_nothing_are_rare(shards: Shards, make_rig: MakeRig) -> None:
+    shards.start()
+    rig = make_rig(shards.addresses, interval_ms=500, idle_interval_ms=10_000)
+    due = rig.publishing.due
+    assert due(now_s=0.0), "the first version waits for nothing"
+    rig.publish()
+    assert not due(now_s=9.9)
+    assert due(now_s=10.0)
+    rig.train()
+    assert not due(now_s=0.4)
+    assert due(now_s=0.5)
+    rig.publish()
+    assert not due(now_s=9.9)
+    rig.train()
+    shards.kill()
+    rig.publish()
+    assert rig.publisher.totals.failed == 1
+    assert due(now_s=0.5), "what failed is tried again as soon as what is new"
+    shards.restart()
+    rig.publish()
+    assert due(now_s=0.5)
+    rig.publish()
+    assert not due(now_s=9.9)
+
+
+@pytest.mark.timeout(120)
 def test_two_shards_get_each_the_rows_that_they_own(shards: Shards, make_rig: MakeRig) -> None:
     shards.start(num_shards=2)
     rig = make_rig(shards.addresses)

@@ -243,6 +243,7 @@ def observation(
 def ending() -> Ending:
     return Ending(
         ended="completed",
+        impressions_wanted=1000,
         replicas=[
             ReplicaSummary(name=name, version="1.7", predictions_checked=384, max_abs_diff=2e-7)
             for name in ("replica-0", "replica-1")

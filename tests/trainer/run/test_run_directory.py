@@ -30,6 +30,20 @@ def test_new_run_removes_an_earlier_runs_files_and_nothing_else(tmp_path: Path) 
         assert not directory.producer_status.exists()
 
 
+def test_a_run_whose_stream_stays_is_not_removed_by_the_next_one(tmp_path: Path) -> None:
+    finish_a_run(tmp_path / "run", produced=5)
+    with (
+        pytest.raises(ConfigError, match="Go on from them with --resume"),
+        open_run_directory(tmp_path / "run", resume=False, stream_stays=True),
+    ):
+        pass
+    with open_run_directory(tmp_path / "run", resume=True, stream_stays=True) as directory:
+        assert (directory.root / "checkpoints" / "0001").is_dir()
+        (directory.root / "checkpoints" / "0001").rmdir()
+    with open_run_directory(tmp_path / "run", resume=False, stream_stays=True) as directory:
+        assert not directory.version_log.exists()
+
+
 def test_resumed_run_keeps_the_state_and_counts_what_was_produced_before(tmp_path: Path) -> None:
     finish_a_run(tmp_path / "run", produced=5)
     with open_run_directory(tmp_path / "run", resume=True) as directory:

@@ -138,7 +138,10 @@ def test_shared_topic_may_hold_more_but_never_less(
     assert observation.trainer is not None
     observation.trainer.impressions_trained = trained
     ending = msgspec.structs.replace(ending, owns_stream=False)
-    assert (not failed(make(small_config, observation, ending))) == passes
+    summary = make(small_config, observation, ending)
+    assert (not failed(summary)) == passes
+    (detail,) = [check.detail for check in summary.checks if check.name == "every impression trained once"]
+    assert ("4010 more were others' in the topic" in detail) == (trained == 5000)
 
 
 def test_coarser_rows_are_allowed_a_larger_difference(
@@ -162,27 +165,35 @@ def test_run_that_ended_before_any_status_still_has_a_summary(small_config: Conf
 
 
 @pytest.mark.parametrize(
-    ("wanted", "time_was_up", "told_to_stop", "passes"),
+    ("wanted", "recorded", "time_was_up", "told_to_stop", "passes", "detail"),
     [
-        (1000, False, True, True),  # the signal came after the last record
-        (1001, False, True, False),
-        (1001, True, True, True),
-        (None, False, False, True),  # the recording's own end
-        (None, False, True, False),
-        (None, True, True, True),
+        (1000, False, False, True, True, "1000 of 1000"),  # the signal came after the last record
+        (1001, False, False, True, False, "1000 of 1001: the producer ended early, by a signal"),
+        (1001, False, True, True, True, "1000 until the time was up"),
+        (1000, True, False, False, True, "1000 of 1000"),
+        (1001, True, False, False, True, "1000 of 1001, all that the data holds"),
+        (1001, True, False, True, False, "1000 of 1001: the producer ended early, by a signal"),
+        (1001, True, True, True, True, "1000 until the time was up"),
     ],
 )
 def test_producers_early_end_counts_unless_the_run_or_the_data_ended_it(
     small_config: Config,
     observation: Observation,
     ending: Ending,
-    wanted: int | None,
+    wanted: int,
+    recorded: bool,
     time_was_up: bool,
     told_to_stop: bool,
     passes: bool,
+    detail: str,
 ) -> None:
-    ending = msgspec.structs.replace(ending, impressions_wanted=wanted, time_was_up=time_was_up)
+    ending = msgspec.structs.replace(
+        ending, impressions_wanted=wanted, source_may_end=recorded, time_was_up=time_was_up
+    )
     assert observation.producer is not None
     observation.producer.told_to_stop = told_to_stop
     summary = make(small_config, observation, ending)
     assert failed(summary) == ([] if passes else ["producer produced what was asked"])
+    assert {check.name: check.detail for check in summary.checks}[
+        "producer produced what was asked"
+    ] == detail
