@@ -38,6 +38,8 @@ class Measured:
     mapping thread."""
     rank_efficiency: float = 0.72
     """A rank of two beside one alone, by processor time: 1.44 / 2. Of more ranks nothing is measured."""
+    rank_efficiency_clock: float = 0.555
+    """The same by the clock, 1.11 / 2: two ranks and their mapping threads shared two cores."""
     dense_parameters: float = 1.4e6
     """5.7 MB of dense weights go with a version of that model."""
     append_bytes_per_s: float = 247e6
@@ -46,6 +48,8 @@ class Measured:
     """The row store, upsert at dim 16: a version prepared and switched to."""
     fewer_bytes: float = 1.88
     """`int8` beside float32, by all bytes of rows; segments with scores and times."""
+    fewer_by_rules: float = 3.85
+    """`by_class_int8` beside `int8`, by all bytes of rows: 4.35 and 1.13 MB. Not a preset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,7 @@ class Plan:
     table_bytes_id: float
     table_tib: float
     ranks_for_speed: float
+    ranks_for_speed_clock: float
     ranks_for_memory: float
     ranks_for_slots: float
     ranks: float
@@ -92,6 +97,7 @@ class Plan:
     replica_link_gbit_per_s: float
     fan_out_gbit_per_s: float
     senders: float
+    senders_with_rules: float
 
 
 def distinct(draws: float, *, ids: float, zipf: float) -> float:
@@ -115,6 +121,7 @@ def plan(load: Load, measured: Measured) -> Plan:
     id_table = _id_table_bytes()
     bytes_id = load.dim * 4 + ADAGRAD_BYTES + BYTES_PER_SLOT + id_table
     for_speed = load.impressions_per_s / (measured.impressions_per_s_rank * measured.rank_efficiency)
+    for_speed_clock = for_speed * measured.rank_efficiency / measured.rank_efficiency_clock
     for_memory = load.ids * bytes_id / (load.host_gib * GIB)
     for_slots = load.ids / NUM_SLOTS_MAX
     ranks = math.ceil(max(for_speed, for_memory, for_slots))
@@ -126,13 +133,17 @@ def plan(load: Load, measured: Measured) -> Plan:
     draws = load.impressions_per_s * load.version_s
     changed = load.features * distinct(draws, ids=per_feature, zipf=load.zipf)
     row_bytes = (load.dim * 4 + ID_BYTES + 12) / measured.fewer_bytes
-    version_bytes = changed * row_bytes + measured.dense_parameters * 4
+    dense_bytes = measured.dense_parameters * 4
+    version_bytes = changed * row_bytes + dense_bytes
+    with_rules = (changed * row_bytes / measured.fewer_by_rules + dense_bytes) / version_bytes
     replica_id = packed_width(int(load.dim), "int8") + SlotMap(1_000_000).bytes_used / 1e6
     replica_gbit = version_bytes / load.version_s * 8 / 1e9
+    senders = replica_gbit * load.replicas / (0.8 * load.link_gbit_per_s)
     return Plan(
         table_bytes_id=bytes_id,
         table_tib=load.ids * bytes_id / 2**40,
         ranks_for_speed=math.ceil(for_speed),
+        ranks_for_speed_clock=math.ceil(for_speed_clock),
         ranks_for_memory=math.ceil(for_memory),
         ranks_for_slots=math.ceil(for_slots),
         ranks=ranks,
@@ -150,7 +161,8 @@ def plan(load: Load, measured: Measured) -> Plan:
         row_shards_for_apply=math.ceil(changed / load.version_s / measured.apply_rows_per_s),
         replica_link_gbit_per_s=replica_gbit,
         fan_out_gbit_per_s=replica_gbit * load.replicas,
-        senders=math.ceil(replica_gbit * load.replicas / (0.8 * load.link_gbit_per_s)),
+        senders=math.ceil(senders),
+        senders_with_rules=math.ceil(senders * with_rules),
     )
 
 

@@ -6,14 +6,16 @@ A setup RxT is R ranks of T threads. The contestants of a setup do the same kind
 process a rank; a rate is the median over turns. Each of Freshet's turns is one publishing interval with one
 version to a real shard process, and what a checkpoint a minute costs is taken off its rate. A rank of Freshet
 maps ids in one more thread, beside its T. `ratio` is ours over theirs, in speed; `ratio_cpu` the same by
-processor time of all threads, which other processes on a busy machine disturb less.
+processor time of all threads, which other processes on a busy machine disturb less. A NAME is one of those
+below; in the output Freshet's are the cases `step`, `step_always` and `step_compiled`.
 
-step               Freshet; an id of the 19 large classes gets a row when it is seen a second time
-step_always        Freshet, every id gets a row at first sight
-step_compiled      as step, with the dense network compiled
+ours               Freshet; an id of the 19 large classes gets a row when it is seen a second time
+ours_always        Freshet, every id gets a row at first sight
+ours_compiled      as ours, with the dense network compiled
 static             TorchRec, ids modulo the rows, PEPNet and Adam as one writes them: the bound
 static_same_dense  the same with Freshet's dense network and optimizer: what the id table and the rest cost
-mch_POLICY_N       TorchRec's managed collision evicting every N batches, before the plain dense network
+mch_POLICY_N       TorchRec's managed collision (lfu, dlfu) evicting every N batches (1, 10), before the plain
+                   dense network
 """
 
 from __future__ import annotations

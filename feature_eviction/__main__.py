@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
             )
             sys.stdout.write(_ttl_report(proposals, columns))
             return 0
+        if options.plot is not None:
+            _check_plot(options.plot)
         run = dry_run(_policy(options), events_of(options.file, columns))
         if not run.points:
             raise FeatureEvictionError(f"{options.file} holds no sightings")
@@ -64,6 +67,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--time-ms", action="store_true", help="that column is in milliseconds")
         command.add_argument("--label", help="the column that is above 0 for a positive")
     return parser
+
+
+def _check_plot(path: Path) -> None:
+    """Looked at before the stream is read, which may take long. Raises: FeatureEvictionError."""
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise FeatureEvictionError(f"--plot {path}: expected a file that ends in .svg or .png")
+    if not path.parent.is_dir():
+        raise FeatureEvictionError(f"--plot {path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise FeatureEvictionError(f"--plot {path}: cannot be written")
 
 
 def _policy(options: argparse.Namespace) -> TablePolicy:

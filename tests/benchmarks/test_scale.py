@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.scale import Load, Measured, distinct, main, plan
 
-DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "scale.md").read_text()
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCUMENT = (DOCS / "scale.md").read_text()
 
 
 @pytest.mark.parametrize(("ids", "draws"), [(50, 20), (5_000, 20_000), (2_000_000, 300_000)])
@@ -33,6 +34,17 @@ def test_the_document_shows_what_the_command_prints(capsys: pytest.CaptureFixtur
     shown = dict(re.findall(r"^\| (\w+) \| ([\d.,]+) \|", DOCUMENT, re.MULTILINE))
     assert shown == printed
     assert set(json.loads(last)) == {"name", "load", *asdict(plan(Load(), Measured()))}
+
+
+def test_rules_count_beside_int8_which_the_rows_are_in_already() -> None:
+    benchmarks = (DOCS / "benchmarks.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| [\d.]+ \|", benchmarks, re.MULTILINE)
+    row_mb = {way: float(size) for way, size in table}
+    measured, found = Measured(), plan(Load(), Measured())
+    assert measured.fewer_bytes == pytest.approx(row_mb["full"] / row_mb["int8"], rel=0.01)
+    assert measured.fewer_by_rules == pytest.approx(row_mb["int8"] / row_mb["by_class_int8"], rel=0.01)
+    assert plan(Load(), replace(measured, fewer_by_rules=1.0)).senders_with_rules == found.senders
+    assert found.senders_with_rules == pytest.approx(found.senders / measured.fewer_by_rules, abs=1)
 
 
 def test_twice_the_load_takes_twice_as_much_where_it_is_proportional() -> None:

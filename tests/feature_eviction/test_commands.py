@@ -125,6 +125,24 @@ def test_dry_run_command_reports_draws_and_explains(
     assert picture.read_bytes().startswith(begins)
 
 
+@pytest.mark.parametrize(
+    ("picture", "fault"),
+    [
+        ("away/run.svg", "there is no folder"),
+        ("run.txt", "expected a file that ends in .svg or .png"),
+        ("folder.svg", "cannot be written"),
+    ],
+)
+def test_a_plot_that_could_not_be_written_is_refused_before_the_stream_is_read(
+    tmp_path: Path, picture: str, fault: str
+) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    arguments = ["--key", "user", "--time", "time", "--num-slots", 50, "--plot", tmp_path / picture]
+    done = run("dry-run", tmp_path / "no-such-stream.csv", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"--plot {tmp_path / picture}: {fault}" in done.stderr
+
+
 def test_dry_run_takes_a_whole_policy(stream_file: Path, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text('num_slots = 1\n[score]\nkind = "lfu"\n[[classes]]\nclass_id = 0\nmax_rows = 7\n')
@@ -147,13 +165,21 @@ def test_keys_of_the_file_are_keys_of_the_table(stream_file: Path) -> None:
     assert sum(len(one.keys_N) for one in pieces) == 10_000
 
 
+def test_every_label_above_0_is_a_positive(tmp_path: Path) -> None:
+    path = tmp_path / "shares.csv"
+    path.write_text("user,time,share\n1,1,0.25\n2,2,0\n3,3,-0.5\n4,4,1e-3\n5,5,2\n")
+    (events,) = events_of(path, Columns(keys=("user",), time="time", label="share"))
+    assert events.positives_N.tolist() == [1, 0, 0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("user,when\n1,2\n", r"columns \['time'\] are missing"),
         ("user,time\n1,2\n2,noon\n", r"lines 2\.\.3, column 'time': could not convert"),
         ("user,time\n1,-5\n", "must be unix seconds"),
-        ("user,time\n1\n", "column 'time'"),
+        ("user,time\n1\n", "column 'time': a line ends before it"),
+        ("time,user\n1,2\n3\n", r"lines 2\.\.3, column 'user': a line ends before it"),
     ],
 )
 def test_unreadable_file_is_refused_with_its_place(content: str, message: str, tmp_path: Path) -> None:

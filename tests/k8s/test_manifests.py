@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import astuple
 
 import kubernetes_validate
 import msgspec
@@ -23,6 +24,7 @@ from tests.k8s.manifests import (
     workloads,
 )
 from trainer.config import load_config, preset
+from trainer.stream.broker import ENVIRONMENT_PREFIX, security_from_environment
 
 VERSION = kubernetes_validate.latest_version()
 
@@ -136,6 +138,25 @@ def test_every_secret_is_explained() -> None:
     assert len(names) == 5
     for name in names:
         assert f"`{name}`" in text
+
+
+def test_every_setting_of_kafka_comes_from_its_secret_and_none_is_needed() -> None:
+    trainer = named("StatefulSet", "freshet-trainer")
+    references = {
+        variable["name"]: variable["valueFrom"]["secretKeyRef"]
+        for variable in container_of(trainer)["env"]
+        if variable["name"].startswith(ENVIRONMENT_PREFIX)
+    }
+    given = dict.fromkeys(references, "given") | {f"{ENVIRONMENT_PREFIX}SECURITY_PROTOCOL": "SASL_SSL"}
+    assert set(astuple(security_from_environment(given))) == {"SASL_SSL", "given"}
+    assert all(one["name"] == "freshet-kafka" and one["optional"] for one in references.values())
+    (volume,) = [one["secret"] for one in pod_of(trainer)["volumes"] if one["name"] == "kafka"]
+    assert (volume["secretName"], volume["optional"]) == ("freshet-kafka", True)
+    (mount,) = [one["mountPath"] for one in container_of(trainer)["volumeMounts"] if one["name"] == "kafka"]
+    text = (FOLDER / "README.md").read_text()
+    for key in [*(one["key"] for one in references.values()), *(item["key"] for item in volume["items"])]:
+        assert f"`{key}`" in text
+    assert f"`ssl-cafile` with the value `{mount}/{volume['items'][0]['path']}`" in text
 
 
 def test_the_image_holds_what_make_env_installs_and_copies_folders_that_are_there() -> None:
