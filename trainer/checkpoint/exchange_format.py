@@ -4,7 +4,7 @@
 OUT/
   dim16.00000.safetensors   ids I64 [N], rows F32 [N, D], state F32 [N], scores F32 [N], last_seen_s I64 [N],
                             updates U32 [N]; a table may have several such files
-  dense.safetensors         param/NAME; and of Adam exp_avg/NAME, exp_avg_sq/NAME, step/NAME
+  dense.safetensors         param/NAME; and of Adam exp_avg/NAME, exp_avg_sq/NAME, step/NAME together
   export.json               which files belong to which table; written last
 ```
 

@@ -43,7 +43,7 @@ def newest_whole(store: Store, *, ranks: Ranks) -> SavedState | None:
     if damaged:
         raise CheckpointError(
             f"{store.root}: no checkpoint is whole: {'; '.join(damaged.values())}. "
-            "Restore one from a backup, or start without `--resume`."
+            f"Restore one from a backup, or move what is damaged out of {store.root} to begin anew."
         )
     return None
 

@@ -26,6 +26,8 @@ from trainer.config import Config
 from trainer.errors import CheckpointError, DamagedError
 from trainer.recommender import Recommender, TableShard, policy_of
 
+ADAM_KEYS = ("step", "exp_avg", "exp_avg_sq")
+
 log = structlog.get_logger()
 
 
@@ -103,7 +105,7 @@ def _load_dense(recommender: Recommender, arrays: Arrays) -> None:
     for name, parameter in recommender.dense.named_parameters():
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(arrays[f"param/{name}"].copy()))
-        for key in ("step", "exp_avg", "exp_avg_sq"):
+        for key in ADAM_KEYS:
             if f"{key}/{name}" in arrays:
                 value = torch.from_numpy(arrays[f"{key}/{name}"].copy())
                 # The fused optimizer keeps its step beside the parameter, on a GPU too.
@@ -111,17 +113,24 @@ def _load_dense(recommender: Recommender, arrays: Arrays) -> None:
 
 
 def check_dense(dense: torch.nn.Module, arrays: Arrays) -> None:
-    """Raises: ValueError if the parameters are not these, or one or Adam's state of it has another shape."""
+    """Raises: ValueError if the parameters are not these, or one or Adam's state of it is of another shape or
+    not whole."""
     known = {f"param/{name}" for name, _ in dense.named_parameters()}
     unknown = sorted(key for key in arrays if key.startswith("param/") and key not in known)
     if unknown:
         raise ValueError(f"dense '{unknown[0]}': the model has no such parameter; model.name is another one")
     for name, parameter in dense.named_parameters():
         shape = tuple(parameter.shape)
-        for key, expected in (("param", shape), ("step", ()), ("exp_avg", shape), ("exp_avg_sq", shape)):
+        shapes = {"param": shape, "step": (), "exp_avg": shape, "exp_avg_sq": shape}
+        if not any(f"{key}/{name}" in arrays for key in ADAM_KEYS):
+            shapes = {"param": shape}  # a parameter that was never trained has no state
+        for key, expected in shapes.items():
             saved = arrays.get(f"{key}/{name}")
             if saved is None and key != "param":
-                continue  # a parameter that was never trained has no state
+                raise ValueError(
+                    f"dense '{key}/{name}': expected shape {list(expected)}, found nothing; "
+                    "Adam's step, exp_avg and exp_avg_sq belong together"
+                )
             if saved is None or saved.shape != expected:
                 found = "nothing" if saved is None else list(saved.shape)
                 raise ValueError(

@@ -14,15 +14,15 @@ import numpy.typing as npt
 import torch
 
 from feature_eviction import class_of
-from feature_eviction.restoring import RowColumns
+from feature_eviction.restoring import LAST_SEEN_S_MAX, RowColumns
 from param_server.client import BlobError, RowSegment, decode_tensors, encode, encode_tensors, split
 from trainer.checkpoint.capture import DENSE_FILE, Arrays
-from trainer.checkpoint.exchange_format import Description, read_description, read_exported
+from trainer.checkpoint.exchange_format import DESCRIPTION, Description, read_description, read_exported
 from trainer.checkpoint.folders import LATEST, Folder, list_folders
 from trainer.checkpoint.lease import acquire_lease
 from trainer.checkpoint.manifest import MANIFEST, FileEntry, encode_manifest, entry_of
 from trainer.checkpoint.progress import Progress, manifest_of
-from trainer.checkpoint.restore import check_dense
+from trainer.checkpoint.restore import ADAM_KEYS, check_dense
 from trainer.checkpoint.store import Store
 from trainer.config import Config
 from trainer.config.config import TableConfig
@@ -32,7 +32,7 @@ from trainer.model import model_of
 DEFAULT_SCORE = 1.0
 DEFAULT_UPDATES = 1
 
-_DENSE_KEYS = ("param", "step", "exp_avg", "exp_avg_sq")
+_DENSE_KEYS = ("param", *ADAM_KEYS)
 
 
 def import_checkpoint(source: Store, target: Store, *, config: Config, now_ms: int) -> Folder:
@@ -80,6 +80,11 @@ def _check_against(description: Description, config: Config, *, where: str) -> N
             f"{where}: made under schema {description.schema_hash}, the configuration has schema "
             f"{config.schema.hash()}"
         )
+    if not 0 <= description.event_time_s <= LAST_SEEN_S_MAX:
+        raise DataError(
+            f"{where}/{DESCRIPTION}: 'event_time_s': expected seconds in 0..{LAST_SEEN_S_MAX}, found "
+            f"{description.event_time_s}"
+        )
     dims = {table.name: table.dim for table in config.tables}
     for name, table in description.tables.items():
         if dims.get(name) != table.dim:
@@ -110,6 +115,8 @@ def _write_dense(
         for name, array in arrays.items():
             if array.dtype != np.float32 or not np.isfinite(array).all():
                 raise DataError(f"{where}: '{name}': expected finite float32 values, found {array.dtype}")
+            if name.startswith(("step/", "exp_avg_sq/")) and (array < 0).any():
+                raise DataError(f"{where}: '{name}': expected at least 0, found {array.min():g}")
     data = encode_tensors(arrays, metadata={})
     target.write(f"{folder}/{DENSE_FILE}", data)
     return [entry_of(DENSE_FILE, data, kind="dense")]

@@ -22,6 +22,10 @@ from trainer.errors import ConfigError
 IMPRESSIONS_PER_RECORD_MAX = 65_536
 EVENT_DAYS_MAX = 36_500
 """A century: event times stay far inside the 32-bit seconds of the id tables."""
+SEED_MAX = 2**64 - 1
+"""PyTorch's generators take no more."""
+KAFKA_BYTES_MAX = 2**31 - 1
+"""Kafka's protocol says sizes in 32 bits."""
 
 FirstLayer = Literal["epnet_output", "hidden"]
 EPNetInput = Literal["domain_and_embedding", "domain"]
@@ -45,6 +49,11 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for name in names:
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
+
+    def _check_at_most(self, most: int, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) <= most:
+                raise ValueError(f"{name} must be at most {most}, found {getattr(self, name)}")
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -211,8 +220,8 @@ class KafkaConfig(Section, frozen=True, kw_only=True):
     record_bytes_max: int = 1 << 20
     fetch_bytes_max: int = 8 << 20
     prefetch_impressions_max: int = 16_384
-    """Decoded impressions waiting for training; the source stops fetching beyond it. In the strict order each
-    partition may hold at least its share of a batch, however low this is."""
+    """Decoded impressions waiting for training; the source stops fetching beyond it, but may always hold a
+    whole batch."""
     start_timeout_s: int = 30
     order: Literal["strict", "loose"] = "loose"
     """strict: each batch takes a fixed share of every partition, so batches depend on the stream alone and
@@ -247,6 +256,7 @@ class KafkaConfig(Section, frozen=True, kw_only=True):
             *("prefetch_impressions_max", "start_timeout_s", "bad_window", "event_time_future_s_max"),
         )
         self._check_at_least(0, "event_time_past_s_max")
+        self._check_at_most(KAFKA_BYTES_MAX, "record_bytes_max", "fetch_bytes_max")
         if not 0 <= self.bad_share_max <= 1:
             raise ValueError(f"bad_share_max must be in 0..1, found {self.bad_share_max}")
 
@@ -255,6 +265,9 @@ class PublishConfig(Section, frozen=True, kw_only=True):
     """When versions are made and which rows they carry."""
 
     interval_ms: int = 500
+    idle_interval_ms: int = 10_000
+    """While nothing is trained, if that is longer: such a version brings what the rules held back before, and
+    says that the trainer lives."""
     full_every: int = 100
     """Each so many versions a full one is published; bounds the chain a new replica loads."""
     rules: RulesConfig = RulesConfig()
@@ -274,7 +287,7 @@ class PublishConfig(Section, frozen=True, kw_only=True):
     """When the gate holds a version, publish the best of the last published ones again, once."""
 
     def __post_init__(self) -> None:
-        self._check_at_least(1, "interval_ms", "full_every", "request_timeout_s")
+        self._check_at_least(1, "interval_ms", "idle_interval_ms", "full_every", "request_timeout_s")
         self._check_at_least(1, "gate_window", "gate_impressions_min")
         if not 0 <= self.gate_auc_drop_max < 1:
             raise ValueError(
@@ -389,12 +402,8 @@ class ProduceConfig(Section, frozen=True, kw_only=True):
         for name in ("domain_conflict", "task_conflict", "group_taste_share", "group_effect_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in 0..1, found {getattr(self, name)}")
-        for name, most in (
-            ("record_impressions", IMPRESSIONS_PER_RECORD_MAX),
-            ("event_days", EVENT_DAYS_MAX),
-        ):
-            if getattr(self, name) > most:
-                raise ValueError(f"{name} must be at most {most}, found {getattr(self, name)}")
+        self._check_at_most(IMPRESSIONS_PER_RECORD_MAX, "record_impressions")
+        self._check_at_most(EVENT_DAYS_MAX, "event_days")
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -416,6 +425,7 @@ class Config(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self._check_at_least(0, "seed")
+        self._check_at_most(SEED_MAX, "seed")
         self._check_at_least(1, "impressions")
         budgeted = sorted(table.dim for table in self.tables)
         if budgeted != self.schema.dims:
@@ -426,6 +436,13 @@ class Config(Section, frozen=True, kw_only=True):
         if self.publish.gate_task not in ("", *self.schema.task_names):
             raise ValueError(
                 f"publish: gate_task '{self.publish.gate_task}' is not one of {self.schema.task_names}"
+            )
+        window, num_domains = self.train.metrics_window, len(self.schema.domains)
+        if self.publish.gate_auc_drop_max and self.publish.gate_impressions_min > window * num_domains:
+            # AUC would never be certain enough, and every version would pass.
+            raise ValueError(
+                "publish.gate_impressions_min must be at most what train.metrics_window holds "
+                f"({window} of each of {num_domains} domains), found {self.publish.gate_impressions_min}"
             )
 
     def hash(self) -> str:

@@ -34,10 +34,15 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class Entry:
-    """What is left of one record; `record` is None where the record was refused as a whole."""
+    """What is left of one record; `record` is None where the record was refused as a whole.
+
+    A run of records without a good impression is one entry, with the first one's turn.
+    """
 
     partition: int
     kafka_offset: int
+    last_offset: int
+    """Of such a run; else kafka_offset again."""
     timestamp_ms: int
     record: DecodedRecord | None
     dead_rows: deque[tuple[int, str, int]]
@@ -61,10 +66,10 @@ def make_entry(
     """Args: first_row: rows before it were trained by an earlier run."""
     if isinstance(outcome, RecordError):
         dead_rows = deque([(0, outcome.reason, outcome.num_impressions or 1)])
-        return Entry(partition, kafka_offset, timestamp_ms, None, dead_rows)
+        return Entry(partition, kafka_offset, kafka_offset, timestamp_ms, None, dead_rows)
     dead_rows = deque((row, reason, 1) for row, reason in outcome.bad_rows.items() if row >= first_row)
     next_good = int(np.searchsorted(outcome.row_numbers_G, first_row))
-    return Entry(partition, kafka_offset, timestamp_ms, outcome, dead_rows, next_good)
+    return Entry(partition, kafka_offset, kafka_offset, timestamp_ms, outcome, dead_rows, next_good)
 
 
 @dataclass(slots=True)
@@ -89,7 +94,8 @@ class RecordBuffer:
 
     Args: positions: where each partition begins; impressions_max: shared by the partitions in equal parts,
         each of which may be passed by less than one record; least_room: partition → impressions that it must
-        be able to hold whatever its part is.
+        be able to hold whatever its part is; least_together: impressions that any of the partitions must be
+        able to hold together.
     """
 
     def __init__(
@@ -98,6 +104,7 @@ class RecordBuffer:
         *,
         impressions_max: int,
         least_room: Mapping[int, int] | None = None,
+        least_together: int = 0,
     ) -> None:
         given = tuple(positions)
         self._partitions = {
@@ -113,6 +120,9 @@ class RecordBuffer:
             )
             for position in sorted(given)
         }
+        self._least_together = least_together
+        self.num_buffered = 0
+        """Impressions of all partitions that can be trained."""
         self.num_records = 0
         self.num_impressions = 0
         """Of all records that entered, for the mean size of a record."""
@@ -122,13 +132,13 @@ class RecordBuffer:
         """Ascending."""
         return list(self._partitions)
 
-    @property
-    def num_buffered(self) -> int:
-        return sum(state.num_good for state in self._partitions.values())
-
     def has_room(self, partition: int) -> bool:
         state = self._partitions[partition]
-        return state.num_good + state.num_dead < state.room or state.num_good < state.least_good
+        return (
+            state.num_good + state.num_dead < state.room
+            or state.num_good < state.least_good
+            or self.num_buffered < self._least_together
+        )
 
     def add(self, entry: Entry) -> None:
         """Append a record; it must follow those of its partition that are here."""
@@ -140,14 +150,16 @@ class RecordBuffer:
             if last is not None and not last.num_left:
                 state.num_dead -= len(last.dead_rows)
                 entry.dead_rows.extendleft(reversed(last.dead_rows))
-                # The run's turn is its first record's: stamps need not ascend, and what is behind it waits.
-                entry.timestamp_ms = last.timestamp_ms
+                # The run's turn is its first record's: stamps need not ascend, what is behind it waits, and a
+                # drain may end within it.
+                entry.timestamp_ms, entry.kafka_offset = last.timestamp_ms, last.kafka_offset
                 state.queue.pop()
             _compact(entry)
         state.queue.append(entry)
         state.num_good += entry.num_left
         state.num_dead += len(entry.dead_rows)
-        state.fetched_to = entry.kafka_offset + 1
+        self.num_buffered += entry.num_left
+        state.fetched_to = entry.last_offset + 1
         state.end = max(state.end, state.fetched_to)
         self.num_records += 1
         self.num_impressions += entry.num_left
@@ -166,6 +178,11 @@ class RecordBuffer:
         if end is None or state.fetched_to <= end:
             return state.num_good
         return sum(entry.num_left for entry in state.queue if entry.kafka_offset < end)
+
+    def is_behind(self, partition: int) -> bool:
+        """Whether there may be records that have not entered."""
+        state = self._partitions[partition]
+        return state.fetched_to < state.end
 
     def has_fetched(self, partition: int, end: int) -> bool:
         """Whether every record before Kafka offset `end` is here or has been taken."""
@@ -204,6 +221,7 @@ class RecordBuffer:
         span = Span(entry.partition, entry.kafka_offset, rows_N)
         entry.next_good += num
         state.num_good -= num
+        self.num_buffered -= num
         if entry.num_left:
             next_row = int(record.row_numbers_G[entry.next_good])
             state.position = state.position._replace(kafka_offset=entry.kafka_offset, row=next_row)
@@ -234,7 +252,7 @@ def _position(state: _Partition) -> Position:
 def _finish(state: _Partition, dead_letters: dict[str, int]) -> None:
     entry = state.queue.popleft()
     _count_dead(state, entry, dead_letters, before_row=None)
-    state.position = state.position._replace(kafka_offset=entry.kafka_offset + 1, row=0)
+    state.position = state.position._replace(kafka_offset=entry.last_offset + 1, row=0)
 
 
 def _age(entry: Entry) -> tuple[int, int, int]:

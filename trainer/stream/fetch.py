@@ -149,6 +149,10 @@ class FetchThread(threading.Thread):
 
     def _ends(self) -> dict[int, int]:
         ends = self._consumer.end_offsets(self._partitions, timeout_ms=REQUEST_TIMEOUT_MS)
+        with self._shared.changed:
+            for tp, end in ends.items():
+                self._shared.buffer.set_end(tp.partition, int(end))
+            self._shared.changed.notify_all()
         return {tp.partition: int(end) for tp, end in ends.items()}
 
     def _watch_topic(self) -> None:
@@ -162,16 +166,11 @@ class FetchThread(threading.Thread):
             return
         self._ends_at_s = now_s
         try:
-            ends = self._ends()
+            self._ends()
         except KafkaError as error:
             if not error.retriable:
                 raise
             log.warning("end_offsets_failed", topic=self._kafka.topic, error=str(error))
-            return
-        with self._shared.changed:
-            for partition, end in ends.items():
-                self._shared.buffer.set_end(partition, end)
-            self._shared.changed.notify_all()
 
     def _poll(self) -> None:
         """Fetch for the partitions that have room; the others are paused, which is the back-pressure."""
@@ -199,6 +198,7 @@ class FetchThread(threading.Thread):
         for tp, records in polled.items():
             self._raw[tp.partition].extend(records)
         self._fill()
+        self._pass_gaps()
 
     def _fill(self) -> None:
         """Decode while there is room; dead letters are stored before their records enter the buffer."""
@@ -212,13 +212,28 @@ class FetchThread(threading.Thread):
             with self._shared.changed:
                 for entry, _ in decoded:
                     self._shared.buffer.add(entry)
-                for tp in self._partitions:
-                    if not self._raw[tp.partition]:
-                        self._shared.buffer.advance(tp.partition, self._consumer.position(tp))
                 if decoded:
                     self._shared.changed.notify_all()
             if not decoded:
                 return
+
+    def _pass_gaps(self) -> None:
+        """Kafka offsets below the client's position that never came hold no records.
+
+        Asked only where records may be missing: the client looks at all its partitions for each answer.
+        """
+        with self._shared.changed:
+            behind = [
+                tp
+                for tp in self._partitions
+                if not self._raw[tp.partition] and self._shared.buffer.is_behind(tp.partition)
+            ]
+        passed = [(tp.partition, self._consumer.position(tp)) for tp in behind]
+        with self._shared.changed:
+            for partition, kafka_offset in passed:
+                self._shared.buffer.advance(partition, kafka_offset)
+            if passed:
+                self._shared.changed.notify_all()
 
     def _decode(self, raw: Any) -> tuple[Entry, bool]:
         """The record as an entry, and whether a dead letter was sent for it."""

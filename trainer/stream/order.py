@@ -11,7 +11,8 @@ its end give what is left of it and then nothing: nobody else gets its share.
 loose: what is there, oldest record first (record timestamp, partition, Kafka offset) over the partitions that
 have something. An idle partition holds nobody up, and what a batch holds depends on timing.
 
-In both orders nothing at or beyond the ends of a drain is handed out.
+In both orders nothing at or beyond the ends of a drain is handed out. Refused records that follow each other
+are passed together, so positions may pass an end with them.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class StrictOrder:
         shares = partition_shares(batch_size, num_partitions=num_partitions)
         self.least_room = {p: shares[p] for p in range(num_partitions) if p % world_size == rank}
         """Partition → its share: what the buffer must be able to hold of it."""
+        self.least_together = 0
         self.batch_rows = sum(self.least_room.values())
 
     def ready(self, buffer: RecordBuffer, ends: Mapping[int, int] | None) -> bool:
@@ -100,11 +102,19 @@ class LooseOrder:
     def __init__(self, batch_size: int, *, world_size: int) -> None:
         self.least_room: dict[int, int] = {}
         self.batch_rows = -(-batch_size // world_size)
+        self.least_together = self.batch_rows
+        """What the buffer must be able to hold of whichever partitions have something."""
 
     def ready(self, buffer: RecordBuffer, ends: Mapping[int, int] | None) -> bool:
-        """Whether a full batch can be handed out without waiting, or all that there is before the ends."""
+        """Whether a full batch can be handed out without waiting, or all that can be here before the ends."""
         waiting = sum(buffer.num_before(partition, _end(ends, partition)) for partition in buffer.partitions)
-        return waiting >= self.batch_rows or _all_fetched(buffer, ends)
+        if waiting >= self.batch_rows:
+            return True
+        # What lies beyond the ends may have taken the room for the rest.
+        return ends is not None and all(
+            buffer.has_fetched(partition, ends.get(partition, 0)) or not buffer.has_room(partition)
+            for partition in buffer.partitions
+        )
 
     def take(self, buffer: RecordBuffer, taken: Taken, ends: Mapping[int, int] | None) -> bool:
         """Returns: whether the batch is whole; the caller waits as long as it likes for the rest."""

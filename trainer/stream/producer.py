@@ -12,9 +12,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +82,7 @@ def run_producer(
     guard = EmbeddedGuard(config, partitions=partitions, options=options) if embedded else None
     close_timeout_s = STOPPED_TIMEOUT_S
     try:
-        way = _Way(producer, partitions, guard, status, stop)
+        way = _Way(topic, producer, partitions, guard, status, stop)
         _send_all(config, _records(source, impressions), way, rate=rate)
         if not stop.is_set():
             close_timeout_s = SEND_TIMEOUT_S
@@ -95,15 +95,31 @@ def run_producer(
     status.finish(told_to_stop=stop.is_set())
 
 
+class _Sent(NamedTuple):
+    """A record that the broker has not confirmed yet."""
+
+    partition: int
+    num_impressions: int
+    num_bytes: int
+    answer: Any
+
+
 @dataclass(frozen=True, slots=True)
 class _Way:
     """Everything a record passes on its way out."""
 
+    topic: str
     producer: KafkaProducer
     partitions: list[int]
     guard: EmbeddedGuard | None
     status: _Status
     stop: threading.Event
+    unconfirmed: deque[_Sent] = field(default_factory=deque)
+
+    def report(self) -> None:
+        """Count the answers that are there and say so. Raises: StreamError if a record was refused."""
+        _confirm(self, all_of_them=False)
+        self.status.write(time.monotonic())
 
 
 def _records(
@@ -127,7 +143,6 @@ def _records(
 def _send_all(
     config: Config, records: Iterator[tuple[Impressions, Truth | None]], way: _Way, *, rate: int
 ) -> None:
-    unconfirmed: deque[Any] = deque()
     due_s = time.monotonic()
     for number, (impressions, truth_NT) in enumerate(records):
         if way.stop.is_set():
@@ -143,24 +158,26 @@ def _send_all(
                 break
             due_s += len(impressions) / rate
         try:
-            sent = way.producer.send(config.kafka.topic, value=value, partition=partition)
+            answer = way.producer.send(way.topic, value=value, partition=partition)
         except KafkaError as error:
-            raise _refused(config.kafka.topic, partition, error) from error
-        unconfirmed.append((partition, sent))
-        _confirm(config.kafka.topic, unconfirmed, way.stop, all_of_them=len(unconfirmed) > UNCONFIRMED_MAX)
-        way.status.add(impressions, truth_NT, num_bytes=len(value))
-        way.status.write(time.monotonic())
-    _confirm(config.kafka.topic, unconfirmed, way.stop, all_of_them=True)
+            raise _refused(way.topic, partition, error) from error
+        way.unconfirmed.append(_Sent(partition, len(impressions), len(value), answer))
+        way.status.sent(impressions, truth_NT)
+        if len(way.unconfirmed) > UNCONFIRMED_MAX:
+            _confirm(way, all_of_them=True)
+        way.report()
+    _confirm(way, all_of_them=True)
 
 
-def _confirm(topic: str, unconfirmed: deque[Any], stop: threading.Event, *, all_of_them: bool) -> None:
+def _confirm(way: _Way, *, all_of_them: bool) -> None:
     """Look at the answers that are there; a refused record ends the run, as it would be a silent loss."""
-    while unconfirmed and (all_of_them or unconfirmed[0][1].is_done):
-        partition, sent = unconfirmed.popleft()
+    while way.unconfirmed and (all_of_them or way.unconfirmed[0].answer.is_done):
+        sent = way.unconfirmed.popleft()
         try:
-            _answer(sent, stop)
+            _answer(sent.answer, way.stop)
         except KafkaError as error:
-            raise _refused(topic, partition, error) from error
+            raise _refused(way.topic, sent.partition, error) from error
+        way.status.confirmed(sent)
 
 
 def _answer(sent: Any, stop: threading.Event) -> None:
@@ -188,7 +205,7 @@ def _pause_until(due_s: float, way: _Way) -> bool:
     while (left_s := due_s - time.monotonic()) > 0:
         if way.stop.wait(min(left_s, STATUS_INTERVAL_S)):
             return False
-        way.status.write(time.monotonic())
+        way.report()
     return True
 
 
@@ -222,7 +239,7 @@ class EmbeddedGuard:
             if way.stop.wait(COMMIT_LOOK_S):
                 return False
             self._look()
-            way.status.write(time.monotonic())
+            way.report()
         if time.monotonic() > self._looked_at_s + 1.0:
             self._look()
         self._sent[partition].append(size)
@@ -277,11 +294,8 @@ class _Status:
         self._written_at_s = float("-inf")
         self._judged_at_s = float("-inf")
 
-    def add(self, impressions: Impressions, truth_NT: Truth | None, *, num_bytes: int) -> None:
+    def sent(self, impressions: Impressions, truth_NT: Truth | None) -> None:
         self._status.state = "producing"
-        self._status.impressions_produced += len(impressions)
-        self._status.records_produced += 1
-        self._status.bytes_produced += num_bytes
         if truth_NT is not None:
             self._truth_known = True
             self._window.add(
@@ -291,6 +305,12 @@ class _Status:
                 domain_N=impressions.domain_N,
                 users_N=impressions.user_ids_N,
             )
+
+    def confirmed(self, record: _Sent) -> None:
+        """Only now is it in the stream, whatever becomes of this process."""
+        self._status.impressions_produced += record.num_impressions
+        self._status.records_produced += 1
+        self._status.bytes_produced += record.num_bytes
 
     def write(self, now_s: float) -> None:
         """Twice a second; the qualities, which cost more, every few seconds."""

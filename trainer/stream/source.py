@@ -103,7 +103,10 @@ class KafkaSource:
         self.topic_id = watch.topic_id
         """The id that the broker gave the topic when it was made; "" where the broker has no such ids."""
         buffer = RecordBuffer(
-            start, impressions_max=kafka.prefetch_impressions_max, least_room=self._order.least_room
+            start,
+            impressions_max=kafka.prefetch_impressions_max,
+            least_room=self._order.least_room,
+            least_together=self._order.least_together,
         )
         for partition, end in ends.items():
             buffer.set_end(partition, end)
@@ -214,8 +217,8 @@ class KafkaSource:
 
     @property
     def num_buffered(self) -> int:
-        """Decoded impressions that wait: at most prefetch_impressions_max (or a whole batch, if that is
-        more) and a record a partition."""
+        """Decoded impressions that wait: at most prefetch_impressions_max, a batch and a record a partition
+        together; without the batch where every partition's part of the prefetch holds one."""
         with self._shared.changed:
             return self._shared.buffer.num_buffered
 

@@ -331,6 +331,11 @@ def test_import_names_the_column_that_is_wrong(
         ({"tables": 5}, "Expected `object`"),
         ({"schema_hash": "other"}, "made under schema other"),
         (
+            {"event_time_s": 1_700_000_000_000},
+            "export.json: 'event_time_s': expected seconds in 0..4294967295, found 1700000000000",
+        ),
+        ({"event_time_s": -1}, "'event_time_s': expected seconds in 0..4294967295, found -1"),
+        (
             {"tables": {"dim8": {"dim": 8, "files": []}}},
             "'dim8' of dim 8: the configuration has tables dim16",
         ),
@@ -357,6 +362,43 @@ def test_import_names_what_the_description_has_wrong(
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     line = refused("import", batch_trained, tmp_path / "imported", "--config", saved.config_file)
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("left_out", "values", "message"),
+    [
+        (("step",), {}, "dense 'step/{name}': expected shape [], found nothing; Adam's step, exp_avg and"),
+        (("exp_avg",), {}, "dense 'exp_avg/{name}': expected shape {shape}, found nothing; Adam's"),
+        (("step", "exp_avg"), {}, "dense 'step/{name}': expected shape [], found nothing; Adam's"),
+        ((), {"exp_avg_sq": -1e-4}, "'exp_avg_sq/{name}': expected at least 0, found -0.0001"),
+        ((), {"step": -1.0}, "'step/{name}': expected at least 0, found -1"),
+    ],
+)
+def test_import_names_the_optimizer_state_that_cannot_be_gone_on_with(
+    left_out: tuple[str, ...],
+    values: dict[str, float],
+    message: str,
+    saved: Saved,
+    tmp_path: Path,
+    command: Callable[..., list[str]],
+    refused: Callable[..., str],
+) -> None:
+    """Else the first step ends with rows updated and the dense model not, or with weights that are NaN."""
+    command("export", saved.root, tmp_path / "out")
+    path = tmp_path / "out" / "dense.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    name, parameter = next(iter(saved.run.recommender.dense.named_parameters()))
+    for key in left_out:
+        del arrays[f"{key}/{name}"]
+    for key, value in values.items():
+        arrays[f"{key}/{name}"] = np.full_like(arrays[f"{key}/{name}"], value)
+    safetensors.numpy.save_file(arrays, path)
+    description = json.loads((tmp_path / "out" / "export.json").read_text())
+    (tmp_path / "out" / "export.json").write_text(json.dumps(description | {"sums": {}}))
+    line = refused("import", tmp_path / "out", tmp_path / "imported", "--config", saved.config_file)
+    assert line.startswith(f"error: {path}: ")
+    assert message.format(name=name, shape=list(parameter.shape)) in line
+    assert not list((tmp_path / "imported").glob("step-*")), "nothing half made is left"
 
 
 def test_what_a_command_cannot_do_is_one_line(

@@ -244,9 +244,14 @@ def test_damaged_checkpoint_is_named_set_aside_and_the_one_before_is_used(
         assert "expected" in reason
         assert "missing" in reason if damage == "remove" else "found" in reason
     store.remove(f"{first}/dense.safetensors")
-    with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*dense\.safetensors: expected"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint is whole: .*dense\.safetensors: expected"
+    ) as caught:
         checkpoints.restore(run.recommender, parts=run.parts)
     assert list_folders(store).committed == [first], "a backup may still mend it"
+    assert str(caught.value).endswith(f"or move what is damaged out of {store.root} to begin anew.")
+    store.remove(str(first))
+    assert checkpoints.restore(run.recommender, parts=run.parts) is None
     checkpoints.close()
 
 

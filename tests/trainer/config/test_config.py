@@ -112,6 +112,7 @@ def test_features_that_share_rows_agree_on_their_quota() -> None:
         ("class_id = 3", "class_id = 4096", r"class_id must be in 0\.\.4095, found 4096"),
         ("seed = 1", "seed = ", "config.toml"),
         ("seed = 1", "seed = -1", "seed must be at least 0, found -1"),
+        ("seed = 1", f"seed = {2**64}", f"seed must be at most {2**64 - 1}, found {2**64}"),
         ("impressions = 200000", "impressions = 0", "impressions must be at least 1, found 0"),
         ("impressions-dead-letters", "impressions", "topic and dead_letter_topic must differ"),
         ('topic = "impressions"', 'topic = "a b"', r"topic must be 1\.\.249 .* found 'a b' - at `\$\.kafka`"),
@@ -124,6 +125,12 @@ def test_features_that_share_rows_agree_on_their_quota() -> None:
         ("prefetch_impressions_max = 16384", "prefetch_impressions_max = 0", "must be at least 1"),
         ("record_bytes_max = 1048576", "record_bytes_max = 0", "record_bytes_max must be at least 1"),
         ("fetch_bytes_max = 8388608", "fetch_bytes_max = -1", "fetch_bytes_max must be at least 1"),
+        ("record_bytes_max = 1048576", f"record_bytes_max = {2**31}", "record_bytes_max must be at most"),
+        (
+            "fetch_bytes_max = 8388608",
+            f"fetch_bytes_max = {2**31}",
+            "fetch_bytes_max must be at most 2147483647",
+        ),
         ("gate_hidden = 64", "gate_hidden = 0", "gate_hidden must be at least 1"),
         ("gate_gamma = 2.0", "gate_gamma = 0.0", "gate_gamma must be above 0, found 0.0"),
         ("gate_gamma = 2.0", "gate_gamma = nan", "gate_gamma must be above 0, found nan"),
@@ -173,6 +180,12 @@ def test_features_that_share_rows_agree_on_their_quota() -> None:
         ("auto_rollback = false", "auto_rollback = true", "auto_rollback needs a quality gate"),
         ('gate_task = ""', 'gate_task = "clik"', "publish: gate_task 'clik' is not one of"),
         ("gate_window = 20", "gate_window = 0", "gate_window must be at least 1, found 0"),
+        (
+            'gate_auc_drop_max = 0.0\ngate_task = ""\ngate_window = 20\ngate_impressions_min = 10000',
+            "gate_auc_drop_max = 0.01\ngate_impressions_min = 150001",
+            r"publish\.gate_impressions_min must be at most what train\.metrics_window holds "
+            r"\(50000 of each of 3 domains\), found 150001",
+        ),
         ("record_impressions = 64", "record_impressions = 65537", "record_impressions must be at most 65536"),
         ("event_days = 12.0", "event_days = 36501.0", "event_days must be at most 36500"),
         ("loss_weight = 1.0", "loss_weight = -1.0", "task 'like': loss_weight must not be negative"),

@@ -87,16 +87,24 @@ class Feed:
     """Puts a log's partitions of one rank into a buffer, record by record in any order of partitions."""
 
     def __init__(
-        self, log, *, rank, world_size, positions, room, least_room, schema, all_impressions
+        self, log, *, order, rank=0, world_size=1, positions=None, room, schema, all_impressions
     ) -> None:
         self.mine = [p for p in range(len(log)) if p % world_size == rank]
-        self.start = {p: positions.get(p, Position("t", p, 0, 0)) for p in self.mine}
-        self.buffer = RecordBuffer(self.start.values(), impressions_max=room, least_room=least_room)
+        self.start = {p: (positions or {}).get(p, Position("t", p, 0, 0)) for p in self.mine}
+        self.buffer = RecordBuffer(
+            self.start.values(),
+            impressions_max=room,
+            least_room=order.least_room,
+            least_together=order.least_together,
+        )
         self._log, self._schema, self._all = log, schema, all_impressions
         self._next = {p: self.start[p].kafka_offset for p in self.mine}
 
+    def unread(self) -> list[int]:
+        return [p for p in self.mine if self._next[p] < len(self._log[p])]
+
     def waiting(self) -> list[int]:
-        return [p for p in self.mine if self._next[p] < len(self._log[p]) and self.buffer.has_room(p)]
+        return [p for p in self.unread() if self.buffer.has_room(p)]
 
     def add(self, partition: int) -> None:
         kafka_offset = self._next[partition]
@@ -135,11 +143,11 @@ def run_rank(
             )
             feed = Feed(
                 log,
+                order=order,
                 rank=rank,
                 world_size=world_size,
                 positions=positions,
                 room=int(rng.integers(1, 21)),
-                least_room=order.least_room,
                 schema=schema,
                 all_impressions=all_impressions,
             )
@@ -151,6 +159,8 @@ def run_rank(
         # Whether the drain is known already must make no difference to what a batch holds.
         known_ends = ends if rng.random() < 0.5 else None
         was_ready = order.ready(feed.buffer, known_ends)
+        if feed.unread() and not waiting and (order_name == "loose" or known_ends is not None):
+            assert was_ready, "the buffer takes no more, and a batch waits for more"
         before = taken.num
         if rng.random() < 0.5 and order.take(feed.buffer, taken, known_ends):
             assert was_ready or order_name == "loose"
@@ -242,16 +252,7 @@ def test_a_loose_batch_is_the_oldest_of_what_is_there(log, batch_size, schema, a
     """With everything there, the reference is a plain merge by (stamp, partition, Kafka offset) of the
     heads."""
     order = make_order("loose", batch_size=batch_size, num_partitions=len(log), rank=0, world_size=1)
-    feed = Feed(
-        log,
-        rank=0,
-        world_size=1,
-        positions={},
-        room=10_000,
-        least_room={},
-        schema=schema,
-        all_impressions=all_impressions,
-    )
+    feed = Feed(log, order=order, room=10_000, schema=schema, all_impressions=all_impressions)
     while waiting := feed.waiting():
         feed.add(waiting[0])
     heads = [list(enumerate(records)) for records in log]
@@ -289,16 +290,7 @@ def test_an_idle_partition_holds_the_strict_order_up_and_the_loose_one_not(schem
     log = [[Record((0, 1, 2), (), 0)], []]
     arguments = {"batch_size": 2, "num_partitions": 2, "rank": 0, "world_size": 1}
     strict, loose = make_order("strict", **arguments), make_order("loose", **arguments)
-    feed = Feed(
-        log,
-        rank=0,
-        world_size=1,
-        positions={},
-        room=10,
-        least_room=strict.least_room,
-        schema=schema,
-        all_impressions=all_impressions,
-    )
+    feed = Feed(log, order=strict, room=10, schema=schema, all_impressions=all_impressions)
     feed.add(0)
     assert not strict.ready(feed.buffer, None)
     assert strict.ready(feed.buffer, {0: 1, 1: 0})
@@ -332,16 +324,7 @@ def test_a_drain_hands_out_nothing_beyond_its_ends(order_name, schema, all_impre
     """Also where more is there, and for a partition that was made after the drain began."""
     log = [[Record((0, 1), (), 0), Record((2, 3), (), 1)], [Record((4, 5), (), 2)], [Record((6,), (), 3)]]
     order = make_order(order_name, batch_size=6, num_partitions=3, rank=0, world_size=1)
-    feed = Feed(
-        log,
-        rank=0,
-        world_size=1,
-        positions={},
-        room=10,
-        least_room=order.least_room,
-        schema=schema,
-        all_impressions=all_impressions,
-    )
+    feed = Feed(log, order=order, room=10, schema=schema, all_impressions=all_impressions)
     for partition in (0, 0, 1, 2):
         feed.add(partition)
     taken, ends = Taken(), {0: 1, 1: 1}
@@ -351,3 +334,52 @@ def test_a_drain_hands_out_nothing_beyond_its_ends(order_name, schema, all_impre
     rest = Taken()
     assert order.take(feed.buffer, rest, ends), "a drained rank waits for nothing"
     assert rest.num == 0
+
+
+def test_a_loose_batch_fits_however_little_room_each_partition_has(schema, all_impressions):
+    """Else a batch waits for more than the buffer takes: where few of many partitions have records, or
+    where a batch is larger than the prefetch."""
+    busy = [Record((2 * n, 2 * n + 1), (), n) for n in range(20)]
+    order = make_order("loose", batch_size=9, num_partitions=4, rank=0, world_size=1)
+    feed = Feed([busy, [], [], []], order=order, room=8, schema=schema, all_impressions=all_impressions)
+    for first in (0, 9, 18, 27):
+        while feed.waiting():
+            assert not order.ready(feed.buffer, None)
+            feed.add(0)
+        assert order.ready(feed.buffer, None)
+        assert feed.buffer.num_buffered <= 10
+        taken = Taken()
+        assert order.take(feed.buffer, taken, None)
+        ids = [i for part in taken.parts for i in part.request_ids_N.tolist()]
+        assert ids == list(range(first, first + 9))
+
+
+def test_a_drain_waits_for_nothing_that_has_no_room(schema, all_impressions):
+    """A live producer's records beyond the ends take the room of those before them."""
+    busy = [Record((2 * n, 2 * n + 1), (), n) for n in range(4)]
+    behind = [Record((8 + 2 * n, 9 + 2 * n), (), n) for n in range(4)]
+    order = make_order("loose", batch_size=4, num_partitions=2, rank=0, world_size=1)
+    feed = Feed([busy, behind], order=order, room=4, schema=schema, all_impressions=all_impressions)
+    ends = {0: 0, 1: 4}
+    while feed.buffer.has_room(0):
+        feed.add(0)
+    assert not order.ready(feed.buffer, ends), "records before the end are on their way"
+    while feed.buffer.has_room(1):
+        feed.add(1)
+    assert feed.buffer.num_before(1, 4) < order.batch_rows
+    assert order.ready(feed.buffer, ends)
+
+
+@pytest.mark.parametrize("order_name", ["strict", "loose"])
+def test_a_drain_ends_within_a_run_of_refused_records(order_name):
+    """The run is one entry, and a live producer has made it longer than the drain is."""
+    order = make_order(order_name, batch_size=4, num_partitions=1, rank=0, world_size=1)
+    buffer = RecordBuffer([Position("t", 0, 7, 0)], impressions_max=100)
+    for kafka_offset in (7, 8, 9):
+        error = RecordError("not_decodable", "made up")
+        buffer.add(make_entry(error, partition=0, kafka_offset=kafka_offset, timestamp_ms=0))
+    taken = Taken()
+    assert order.take(buffer, taken, {0: 8})
+    assert taken.num == 0
+    assert taken.dead_letters == {"not_decodable": 3}
+    assert buffer.positions() == (Position("t", 0, 10, 0),)

@@ -129,11 +129,26 @@ def test_dead_broker_does_not_keep_it_beyond_the_grace_of_a_stop(start_embedded_
     _wait(lambda: status_file.exists() and _status(status_file).impressions_produced > 500)
     broker.process.kill()
     broker.process.wait()
-    sent = _status(status_file).records_produced
-    _wait(lambda: _status(status_file).records_produced > sent + 10)
+    time.sleep(0.5)  # in which it sends a dozen records
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=STOP_GRACE_S) != 0
     assert b"the broker did not take a record" in process.stderr.read()
+
+
+def test_what_the_broker_has_not_confirmed_does_not_count_as_produced(start_embedded_broker, produce):
+    """A producer that is killed leaves a number that the broker has stored."""
+    broker = start_embedded_broker({"stopped": 3})
+    process, status_file = produce(_config(broker, "stopped", impressions=1_000_000), 0, 2_000, "kafka")
+    _wait(lambda: status_file.exists() and _status(status_file).impressions_produced > 500)
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(1.0)  # the status is written twice a second
+        assert _still(status_file)
+        confirmed = _status(status_file).records_produced
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+    _wait(lambda: _status(status_file).records_produced > confirmed + 10)
+    assert process.poll() is None
 
 
 def test_the_embedded_broker_is_never_overrun_and_commits_let_it_go_on(embedded_broker, produce):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from msgspec.structs import replace
 
 from tests.kafka_reading import read_records
@@ -166,6 +166,46 @@ def test_a_strict_batch_far_beyond_the_prefetch_still_comes(filled, open_source)
     source = open_source(replace(filled, prefetch_impressions_max=3), batch_size=300)
     assert len(source.poll_batch(20).impressions) == 300
     assert source.num_buffered <= 300 + 3 * ROWS
+
+
+def test_idle_partitions_cost_the_others_nothing(
+    broker, kafka_config, send_values, make_impressions, schema, open_source, monkeypatch
+):
+    """What a client says of one partition's position takes it longer the more partitions there are."""
+    asked = []
+    position = KafkaConsumer.position
+
+    def counting(self, tp, **arguments):
+        asked.append(tp.partition)
+        return position(self, tp, **arguments)
+
+    monkeypatch.setattr(KafkaConsumer, "position", counting)
+    config = kafka_config(broker, broker.new_topic())
+    values = [(0, value, stamp) for _, value, stamp in _records(schema, make_impressions)]
+    send_values(config, values)
+    source = open_source(config)
+    assert _flat(_drain(source)) == list(range(RECORDS * ROWS))
+    assert not {1, 2} & set(asked)
+
+
+def test_a_drain_passes_the_marks_of_transactions(
+    kafka_broker, kafka_config, make_impressions, schema, open_source
+):
+    """They take Kafka offsets, and no record with them comes; those of an abort take its records along."""
+    config = kafka_config(kafka_broker, kafka_broker.new_topic())
+    producer = KafkaProducer(**kafka_broker.options(), transactional_id=config.topic)
+    producer.init_transactions()
+    source = open_source(config, batch_size=5)
+    for number, ends in enumerate((producer.commit_transaction, producer.abort_transaction)):
+        producer.begin_transaction()
+        value = encode_record(make_impressions(ROWS, first=number * ROWS), schema)
+        producer.send(config.topic, value=value, partition=0).get(timeout=20)
+        ends()
+        begun_s = time.monotonic()
+        assert _flat(_drain(source)) == (list(range(ROWS)) if number == 0 else [])
+        assert time.monotonic() - begun_s < 10
+        assert source.positions()[0] == Position(config.topic, 0, 2 * number + 2, 0)
+    producer.close()
 
 
 @pytest.mark.timeout(90)
