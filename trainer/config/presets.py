@@ -19,8 +19,25 @@ from trainer.errors import ConfigError
 
 DAY_S = 86_400
 
-SYNTHETIC_TASKS = ("like", "follow", "forward", "hate", "click", "effective_view")
-KUAIRAND_TASKS = ("click", "like", "follow", "forward", "comment", "hate", "long_view")
+SYNTHETIC_TASKS = (
+    TaskConfig(name="like", base_rate=0.03),
+    TaskConfig(name="follow", base_rate=0.004),
+    TaskConfig(name="forward", base_rate=0.002),
+    TaskConfig(name="hate", base_rate=0.001),
+    TaskConfig(name="click"),
+    TaskConfig(name="effective_view"),
+)
+"""Rates of the size of PEPNet's Table 1 (trainer/data/table1.py)."""
+KUAIRAND_TASKS = (
+    TaskConfig(name="click"),
+    TaskConfig(name="like"),
+    TaskConfig(name="follow", base_rate=0.005),
+    TaskConfig(name="forward", base_rate=0.005),
+    TaskConfig(name="comment", base_rate=0.02),
+    TaskConfig(name="hate"),
+    TaskConfig(name="long_view"),
+)
+"""Likes and hates are known of few impressions of the trimmed trace, and rare in the published files."""
 
 
 def quickstart() -> Config:
@@ -57,7 +74,7 @@ def quickstart() -> Config:
         schema=SchemaConfig(
             features=features,
             domains=("discovery", "featured_video", "slide"),
-            tasks=tuple(TaskConfig(name=name) for name in SYNTHETIC_TASKS),
+            tasks=SYNTHETIC_TASKS,
             positive_task="click",
         ),
         tables=(TableConfig(dim=dim, bytes_limit=4 << 20),),
@@ -156,7 +173,7 @@ def kuairand() -> Config:
         schema=SchemaConfig(
             features=features,
             domains=("main", *(f"tab_{tab}" for tab in range(15))),
-            tasks=tuple(TaskConfig(name=name) for name in KUAIRAND_TASKS),
+            tasks=KUAIRAND_TASKS,
             positive_task="click",
         ),
         tables=(TableConfig(dim=dim, bytes_limit=1 << 20),),

@@ -85,6 +85,8 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     name: str
     loss_weight: float = 1.0
+    base_rate: float = 0.5
+    """About the share of positives, where a new model's answers begin; the right size is enough."""
     label: Literal["recorded", "click", "effective_view"] = "recorded"
     """Of a recording: the task's own column; or made of watch time: a click, for which in `single_column`
     domains more than 3 s of watching count, or an effective view (trainer/data/kuairand_labels.py)."""
@@ -98,6 +100,8 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(
                 f"task '{self.name}': loss_weight must not be negative, found {self.loss_weight}"
             )
+        if not 0 < self.base_rate < 1:
+            raise ValueError(f"task '{self.name}': base_rate must be in (0, 1), found {self.base_rate}")
         if (self.label == "click") != bool(self.single_column):
             raise ValueError(
                 f"task '{self.name}': single_column belongs to label 'click' and only there, found label "

@@ -33,6 +33,11 @@ class DCN(nn.Module):
             num_towers=num_tasks, width_in=layout.width + config.tower_widths[-1], width_out=1
         )
 
+    @property
+    def output_bias(self) -> nn.Parameter:
+        """Added to the logits, [T, 1, 1]."""
+        return self.head.bias_T1O
+
     def forward(self, embedding_BE: Tensor, domain_B: Tensor | None = None) -> Tensor:
         """Returns: logits, float [B, T]."""
         ends_TBH = torch.cat([self.cross(embedding_BE), self.deep(embedding_BE)], dim=2)

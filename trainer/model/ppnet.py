@@ -57,6 +57,13 @@ class PPNet(nn.Module):
             for width_in, width_out in pairwise(widths)
         )
 
+    @property
+    def output_bias(self) -> nn.Parameter:
+        """Added to the logits, [T, 1, 1]: no gate scales it."""
+        last = self.layers[-1]
+        assert isinstance(last, TowerLinear)
+        return last.bias_T1O
+
     def forward(self, prior_BP: Tensor, embedding_BE: Tensor, h_BI: Tensor) -> Tensor:
         """Logits of every task.
 

@@ -97,6 +97,13 @@ class PPNetMMoE(nn.Module):
         self.mix = ExpertMix(width_in=input_width, num_experts=config.num_experts, num_tasks=num_tasks)
         self.towers = layers(tower_widths, num_towers=num_tasks, num_gates=num_tasks)
 
+    @property
+    def output_bias(self) -> nn.Parameter:
+        """Added to the logits, [T, 1, 1]: no gate scales it."""
+        last = self.towers[-1]
+        assert isinstance(last, GatedLayer)
+        return last.layer.bias_T1O
+
     def forward(self, prior_BP: Tensor, embedding_BE: Tensor, h_BI: Tensor) -> Tensor:
         """Logits of every task, float [B, T]; arguments as of PPNet."""
         x_LBH = self.gate_input(prior_BP, embedding_BE)

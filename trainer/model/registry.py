@@ -18,6 +18,7 @@ from torch import nn
 from trainer.config.config import Config, ModelConfig
 from trainer.config.schema import DOMAIN_SOURCE
 from trainer.errors import ConfigError
+from trainer.model.base_rates import begin_at_base_rates
 from trainer.model.dcn import DCN
 from trainer.model.dcnv2 import DCNv2, DCNv2MultiTask
 from trainer.model.deepfm import DeepFM
@@ -146,13 +147,18 @@ def build_model(layout: FeatureLayout, *, num_tasks: int, num_domains: int, conf
 
 
 def model_of(config: Config) -> nn.Module:
-    """The dense model of a whole configuration. Raises: ConfigError as build_model does."""
-    return build_model(
+    """The dense model of a whole configuration, which begins at the tasks' base rates.
+
+    Raises: ConfigError as build_model and begin_at_base_rates do.
+    """
+    model = build_model(
         FeatureLayout.of(config.schema),
         num_tasks=len(config.schema.tasks),
         num_domains=len(config.schema.domains),
         config=config.model,
     )
+    begin_at_base_rates(model, config.schema.tasks)
+    return model
 
 
 def uses_domain(model: nn.Module) -> bool:

@@ -62,6 +62,11 @@ class LogitTowers(nn.Module):
         self.hidden = Towers(num_towers=num_towers, widths=widths)
         self.head = TowerLinear(num_towers=num_towers, width_in=widths[-1], width_out=1)
 
+    @property
+    def output_bias(self) -> nn.Parameter:
+        """Added to the logits, [T, 1, 1]."""
+        return self.head.bias_T1O
+
     def forward(self, x: Tensor) -> Tensor:
         """Args: x: float [T, B, I], or [B, I] that all towers see. Returns: logits, float [B, T]."""
         return logits_of(self.head(self.hidden(x)))

@@ -71,6 +71,11 @@ class XDeepFM(nn.Module):
         width = config.tower_widths[-1] + sum(config.cin_rows)
         self.head = TowerLinear(num_towers=num_tasks, width_in=width, width_out=1)
 
+    @property
+    def output_bias(self) -> nn.Parameter:
+        """Added to the logits, [T, 1, 1]."""
+        return self.head.bias_T1O
+
     def forward(self, embedding_BE: Tensor, domain_B: Tensor | None = None) -> Tensor:
         """Returns: logits, float [B, T]."""
         sums_TBH = self.cin(fields_of(embedding_BE, dim=self.dim))

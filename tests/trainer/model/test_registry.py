@@ -16,8 +16,18 @@ from param_server.client import DOMAIN_INPUT_NAME, INPUT_NAME, OUTPUT_NAME
 from tests.trainer.model.equations import NUM_DOMAINS, NUM_TASKS, Built
 from trainer.collectives import Ranks
 from trainer.config import Config, preset
+from trainer.config.schema import TaskConfig
 from trainer.errors import ConfigError
-from trainer.model import MODELS, build_model, check_can_be_served, kind_of, multi_task_loss, uses_domain
+from trainer.model import (
+    MODELS,
+    build_model,
+    check_can_be_served,
+    kind_of,
+    model_of,
+    multi_task_loss,
+    uses_domain,
+)
+from trainer.model.base_rates import begin_at_base_rates
 from trainer.model.compiled import compile_dense
 from trainer.model.l2 import is_bias
 from trainer.model.layout import FeatureLayout
@@ -61,6 +71,35 @@ def test_a_name_close_to_none_shows_all() -> None:
 def test_options_for_a_model_of_ones_own_are_refused_by_the_others() -> None:
     with pytest.raises(ConfigError, match=r"model\.options: 'depth' .* 'mmoe' does not read it"):
         Built("mmoe", options={"depth": 3})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_begin_at_the_base_rates(name: str) -> None:
+    built = Built(name, first_layer="hidden")
+
+    def logits(*rates: float) -> np.ndarray:
+        tasks = [TaskConfig(name=f"t{number}", base_rate=rate) for number, rate in enumerate(rates)]
+        begin_at_base_rates(built.model, tasks)
+        with torch.no_grad():
+            return built.model(built.embedding_BE, built.domain_B).numpy()
+
+    moved_BT = logits(0.5, 0.9, 0.001) - logits(0.75, 0.5, 0.5)
+    expected_T = np.log([1 / 3, 9.0, 1 / 999])
+    np.testing.assert_allclose(moved_BT, np.broadcast_to(expected_T, moved_BT.shape), atol=4e-6)
+
+
+def test_a_configurations_model_begins_at_its_tasks_base_rates() -> None:
+    config = preset("quickstart")
+    rates = [task.base_rate for task in config.schema.tasks]
+    bias = model_of(config).ppnet.output_bias.detach().sigmoid().flatten().tolist()
+    assert bias == pytest.approx(rates)
+    assert min(rates) < 0.01
+
+
+def test_an_output_bias_of_another_size_is_refused() -> None:
+    tasks = [TaskConfig(name="rare", base_rate=0.01)] * (NUM_TASKS + 1)
+    with pytest.raises(ConfigError, match=rf"expected an output_bias of {NUM_TASKS + 1} values"):
+        begin_at_base_rates(Built("mmoe").model, tasks)
 
 
 @pytest.mark.parametrize("name", NAMES)
