@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from feature_eviction.errors import FeatureEvictionError
 from feature_eviction.keys import Int64Array, make_keys
@@ -81,14 +82,22 @@ def _pieces(reader: csv.DictReader[str], columns: Columns, *, path: Path) -> Ite
 
 
 def _piece(lines: list[dict[str, str]], columns: Columns, *, path: Path, last_line: int) -> Events:
-    def numbers(name: str) -> Int64Array:
-        try:
-            return np.array([float(line[name]) for line in lines]).astype(np.int64)
-        except (TypeError, ValueError) as error:
-            first = last_line - len(lines) + 1
-            raise EventFileError(f"{path}: lines {first}..{last_line}, column '{name}': {error}") from error
+    def place(name: str) -> str:
+        return f"{path}: lines {last_line - len(lines) + 1}..{last_line}, column '{name}'"
 
-    times_s = numbers(columns.time) // (1000 if columns.time_is_ms else 1)
+    def texts(name: str) -> list[str]:
+        # csv gives None for a column that its line does not reach.
+        if any(line[name] is None for line in lines):
+            raise EventFileError(f"{place(name)}: a line ends before it")
+        return [line[name] for line in lines]
+
+    def numbers(name: str) -> npt.NDArray[np.float64]:
+        try:
+            return np.array([float(text) for text in texts(name)])
+        except ValueError as error:
+            raise EventFileError(f"{place(name)}: {error}") from error
+
+    times_s = numbers(columns.time).astype(np.int64) // (1000 if columns.time_is_ms else 1)
     if len(times_s) and not (times_s.min() >= 0 and times_s.max() < 2**32):
         raise EventFileError(
             f"{path}: column '{columns.time}' must be unix seconds, found {times_s.min()}..{times_s.max()}; "
@@ -96,7 +105,7 @@ def _piece(lines: list[dict[str, str]], columns: Columns, *, path: Path, last_li
         )
     positives = np.zeros(len(lines), np.int64) if columns.label is None else numbers(columns.label) > 0
     by_class = [
-        make_keys(np.array([_raw_id(line[name]) for line in lines], np.int64), class_id=class_id)[0]
+        make_keys(np.array([_raw_id(text) for text in texts(name)], np.int64), class_id=class_id)[0]
         for class_id, name in enumerate(columns.keys)
     ]
     return Events(

@@ -29,7 +29,7 @@ from feature_eviction.user_score import apply_score, floor_of_score
 PASSES_MAX = 64
 """Passes without any row that may leave, before an id is refused: what one search costs at most."""
 SHRINK_PASSES = 8
-"""Passes that one call makes towards a lowered row limit."""
+"""Passes that one call makes towards a lowered row limit, and as many towards lowered quotas."""
 FLOOR_BLOCK = 64
 """Cells whose rows' worth is estimated before the first of them is looked at closely."""
 ANY_RULE = -1
@@ -143,7 +143,10 @@ def make_room(table: Any, step: Any, changes: Any) -> Any:
     """Free at least one slot; False if no row may leave."""
     if expire_due(table, step, step.room_scan, 1, changes) > 0:
         return True
-    return evict_lowest(table, step, ANY_RULE, len(changes.victim_slots_V), changes) > 0
+    # Above a lowered limit a pass of several would make no room for the ids after this one.
+    above = table.cursors[NUM_ROWS_HELD] > table.cursors[ROW_LIMIT]
+    num_wanted = 1 if above else len(changes.victim_slots_V)
+    return evict_lowest(table, step, ANY_RULE, num_wanted, changes) > 0
 
 
 @kernel
@@ -162,3 +165,18 @@ def shrink(table: Any, step: Any, changes: Any) -> None:
             return
         if evict_lowest(table, step, ANY_RULE, min(excess, num_wanted), changes) == 0:
             return
+
+
+@kernel
+def shrink_classes(table: Any, step: Any, changes: Any) -> None:
+    """Towards quotas that were lowered: a bounded number of passes over all classes together."""
+    max_rows_R, protected_R, rows_R = table.rules.max_rows_R, table.rules.protected_R, table.rows_R
+    num_wanted = len(changes.victim_slots_V)
+    passes = 0
+    for rule in range(len(rows_R)):
+        while 0 <= max_rows_R[rule] < rows_R[rule] and not protected_R[rule] and passes < SHRINK_PASSES:
+            passes += 1
+            excess = rows_R[rule] - max_rows_R[rule]
+            if evict_lowest(table, step, rule, min(excess, num_wanted), changes) == 0:
+                changes.quota_failed_R[rule] = True
+                break

@@ -42,6 +42,18 @@ def schedule_row(table: Any, cell: Any, rule: Any, tick_s: Any) -> None:
 
 
 @kernel
+def reschedule(table: Any, changed_R: Any, tick_s: Any) -> None:
+    """Put the rows of these rules where their lifetimes end now, out of where they stood before."""
+    for cell in range(len(table.cells_C)):
+        row = table.cells_C[cell]
+        if row.slot >= 0:
+            rule = rule_of_key(table.rules, row.key)
+            if changed_R[rule]:
+                unlink(table.links_S2, table.buckets_W, row.slot)
+                schedule_row(table, cell, rule, tick_s)
+
+
+@kernel
 def _settle(table: Any, step: Any, slot: Any, changes: Any) -> None:
     """Evict a due row or put it where its lifetime ends now; one in flight is looked at a tick later."""
     cell = find_slot(table.cells_C, table.homes_S[slot], slot)

@@ -173,7 +173,8 @@ class IdTable:
         """Hold at most so many rows from now on, up to num_slots: the table grows and shrinks in place.
 
         A lower limit is reached over the following map calls, each of which evicts a bounded number of rows
-        by their scores; until then nothing is admitted without an eviction.
+        by their scores, and one for each id that it admits; until then nothing is admitted without an
+        eviction.
         Raises: ValueError for a limit outside 1..num_slots.
         """
         if not 1 <= num_rows_max <= self.policy.num_slots:
@@ -299,6 +300,8 @@ class IdTable:
     def load(cls, policy: TablePolicy, state: State, *, score: Score | None = None) -> IdTable:
         """The table that state() was taken from, for a policy of the same slots, classes, score and sketch.
 
+        Lifetimes that make a wheel of the same size, quotas and the rest may be others: rows that they no
+        longer allow leave over the following map calls, which report them.
         Raises: StateError naming the array that is damaged or belongs to another policy.
         """
         table = cls(policy, score=score)
@@ -319,11 +322,16 @@ class IdTable:
         )
 
     def _room_for_changes(self, num_keys: int) -> Changes:
-        """An id admitted can cost one eviction of its class or a pass of several; each leaves rows once."""
+        """What a call can need at most; the kernels write without looking at the arrays' ends.
+
+        Evictions: the passes of shrink and shrink_classes, due rows, and for each id admitted one; a pass of
+        several makes room for as many ids, so that only the last one may have evicted more. No row that was
+        admitted leaves in the same call.
+        """
         num_slots, num_victims = self.policy.num_slots, self.policy.victims_at_once
         num_new_max = min(num_keys, num_slots)
         num_evicted_max = min(
-            2 * num_keys + (SHRINK_PASSES + 1) * num_victims + self.policy.expiry_scan, num_slots
+            num_keys + (2 * SHRINK_PASSES + 1) * num_victims + self.policy.expiry_scan, num_slots
         )
         return Changes(
             new_keys_M=np.empty(num_new_max, np.int64),

@@ -1,7 +1,8 @@
 """An IdTable as flat arrays and back: what is saved, and what is checked before it is believed.
 
 Rows are columns [N] in the order of their cells, with the cell of each: a pass for victims reads cells, so
-that only a table with each row in its old cell goes on as if it had never been saved.
+that only a table with each row in its old cell goes on as if it had never been saved. The wheel is saved with
+the lifetimes that it was turned under: rows of classes that have another one now are put elsewhere in it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import numpy.typing as npt
 
 from feature_eviction.count_sketch import ADDITIONS, HALVINGS
 from feature_eviction.errors import StateError
+from feature_eviction.expiry import reschedule
 from feature_eviction.expiry_check import first_misplaced_slot
 from feature_eviction.jit import kernel
 from feature_eviction.keys import Int64Array, class_of
 from feature_eviction.layout import (
+    EXPIRY_TICK,
     FREE_HEAD,
     NUM_ROWS_HELD,
     ROW_LIMIT,
     VICTIM_HAND,
     Table,
     empty_table,
+    wheel_for,
+    wheel_of,
 )
 from feature_eviction.leaving import set_all_in_flight
 from feature_eviction.policy import TablePolicy
@@ -65,6 +70,7 @@ def state_of(
     state["in_flight"] = np.stack([np.concatenate([np.empty(0, np.int64), *one]) for one in columns], axis=1)
     state["batches"] = np.array(batches, np.int64)
     state["classes"] = np.array([one.class_id for one in policy.classes], np.int64)
+    state["lifetimes"] = table.rules.ttl_s_R.copy()
     state["score_kind"] = np.frombuffer(score_name.encode(), np.uint8).copy()
     return state
 
@@ -91,7 +97,7 @@ def restored_table(
         array = getattr(table, field)
         array[...] = state[name].view(array.dtype)
     _check_cursors(table, state)
-    _check_wheel(table)
+    _restore_wheel(table, policy, state["lifetimes"])
     return table, (batch, released), _in_flight(table, state["in_flight"], batch=batch, released=released)
 
 
@@ -161,6 +167,8 @@ def _check_cursors(table: Table, state: State) -> None:
         FREE_HEAD: (free_head, free_head),
         VICTIM_HAND: (0, len(table.cells_C) - 1),
         ROW_LIMIT: (1, len(table.homes_S)),
+        # Event times are below 2^32.
+        EXPIRY_TICK: (0, 1 << 32),
     }
     for cursor, (lowest, highest) in bounds.items():
         found = int(cursors[cursor])
@@ -169,10 +177,27 @@ def _check_cursors(table: Table, state: State) -> None:
     _check("cursors", bool((cursors[cursors != free_head] >= 0).all()), "a cursor is negative")
 
 
+def _restore_wheel(table: Table, policy: TablePolicy, saved_ttl_s_R: Int64Array) -> None:
+    """Check the wheel by the lifetimes that it was saved under, then move what has another one now."""
+    sound = bool(((saved_ttl_s_R == -1) | (saved_ttl_s_R >= 1)).all())
+    saved_tick_s, num_buckets = wheel_for(saved_ttl_s_R[saved_ttl_s_R >= 1].tolist())
+    sound = sound and num_buckets == len(table.buckets_W)
+    expected = f"lifetimes of a wheel of {len(table.buckets_W)} buckets"
+    _check("lifetimes", sound, f"{expected} expected, found {saved_ttl_s_R.tolist()}")
+    if not num_buckets:
+        return
+    _check_wheel(table._replace(rules=table.rules._replace(ttl_s_R=saved_ttl_s_R)))
+    changed_R = saved_ttl_s_R != table.rules.ttl_s_R
+    tick_s, _ = wheel_of(policy)
+    if tick_s != saved_tick_s:
+        changed_R[:] = True
+        table.cursors[EXPIRY_TICK] = int(table.cursors[EXPIRY_TICK]) * saved_tick_s // tick_s
+    if changed_R.any():
+        reschedule(table, changed_R, tick_s)
+
+
 def _check_wheel(table: Table) -> None:
     num_slots = len(table.links_S2)
-    if not len(table.buckets_W):
-        return
     low, high = -2 - len(table.buckets_W), num_slots
     within = bool(((table.links_S2 > low) & (table.links_S2 < high)).all())
     _check("wheel_links", within, f"links of {low + 1}..{high - 1} expected")

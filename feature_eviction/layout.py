@@ -125,11 +125,15 @@ def rules_of(policy: TablePolicy) -> Rules:
 
 
 def wheel_of(policy: TablePolicy) -> tuple[int, int]:
-    """(seconds a tick, buckets) of the timing wheel; (1, 0) where no class has a lifetime.
+    """(seconds a tick, buckets) of the timing wheel; (1, 0) where no class has a lifetime."""
+    return wheel_for([one.ttl_s for one in policy.classes if one.ttl_s is not None])
 
-    A tick is 1/256 of the shortest lifetime, at least a second, and long enough for the longest one to fit.
+
+def wheel_for(lifetimes: list[int]) -> tuple[int, int]:
+    """wheel_of classes with these lifetimes.
+
+    A tick is 1/256 of the shortest one, at least a second, and long enough for the longest one to fit.
     """
-    lifetimes = [one.ttl_s for one in policy.classes if one.ttl_s is not None]
     if not lifetimes:
         return 1, 0
     longest_s = max(lifetimes)

@@ -13,7 +13,7 @@ import numpy as np
 
 from feature_eviction.cells import PREFETCH_BLOCK, home_cell
 from feature_eviction.count_sketch import sketch_add
-from feature_eviction.eviction import make_room, make_room_in_class, shrink
+from feature_eviction.eviction import make_room, make_room_in_class, shrink, shrink_classes
 from feature_eviction.expiry import expire_due, schedule_row
 from feature_eviction.jit import borrowed, inlined, kernel, prefetch
 from feature_eviction.keys import Int64Array, mix64
@@ -231,6 +231,7 @@ def map_sightings(table: Any, step: Any, sightings: Any, changes: Any) -> None:
     table, step, sightings, changes = borrowed((table, step, sightings, changes))
     expire_due(table, step, step.expiry_scan, step.expiry_scan, changes)
     num_missing = touch_held(table, step, sightings)
+    shrink_classes(table, step, changes)
     shrink(table, step, changes)
     if num_missing > 0:
         admit_missing(table, step, sightings, changes)

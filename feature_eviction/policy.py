@@ -81,7 +81,8 @@ class ClassPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     min_updates: int = 0
     """A row that has gathered fewer shows when ttl_s has passed since its admission leaves as well."""
     max_rows: int | None = None
-    """The most rows the class may hold: at it, a new id takes the place of the lowest of its own class."""
+    """The most rows the class may hold: at it, a new id takes the place of the lowest of its own class. Rows
+    loaded beyond it leave over the following map calls, each of which evicts a bounded number of them."""
     protected: bool = False
     """A protected row is never evicted for its score or its class's quota; it can still expire."""
 

@@ -14,8 +14,10 @@ float; the lowest leaves first. What it returns at a sighting is kept as float32
 A kind with a colon is imported by name and compiled, as any plug-in is: whoever writes the configuration
 chooses code that runs here. Shipped names import nothing.
 
-A score must be pure: it may use numbers, math, and functions of the same sort. It is compiled, tried on a
-grid of arguments and refused with its file and line when the table is made.
+A score must be pure: it may use numbers, math, and functions of the same sort, its module's or others'. It is
+compiled, tried on a grid of arguments and refused with its file and line when the table is made. What is
+compiled is kept on disk, under all that it was made of (score_fingerprint.py): a constant that changes, in
+whatever module, is a new score.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import math
 import re
 from collections import namedtuple
 from collections.abc import Callable
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -39,6 +41,7 @@ from numba.extending import overload
 from feature_eviction.errors import ScoreError
 from feature_eviction.jit import compiled
 from feature_eviction.policy import SHIPPED_SCORES, ScoreConfig
+from feature_eviction.score_fingerprint import fingerprint
 from feature_eviction.shipped_scores import SHOW_CLICK, ShippedScore, decayed_floor, shipped, shipped_score
 
 ARGUMENTS = ("old", "shows", "positives", "age_s", "updates")
@@ -133,7 +136,7 @@ def resolve_score(config: ScoreConfig, given: Score | None) -> Any:
             return shipped(config)
         given = _imported(config.kind)
     _check_signature(given)
-    tag = "UserScore_" + hashlib.sha256(_fingerprint(given.function, given)).hexdigest()[:24]
+    tag = "UserScore_" + hashlib.sha256(fingerprint(given.function, place=given.place)).hexdigest()[:24]
     if tag not in _compiled_by_tag:
         function = _compile(given)
         _try(given, function)
@@ -207,37 +210,6 @@ def _try(given: Score, function: Any) -> None:
 
 def _call(arguments: tuple[float, ...]) -> str:
     return "(" + ", ".join(f"{n}={v}" for n, v in zip(ARGUMENTS, arguments, strict=True)) + ")"
-
-
-def _fingerprint(function: Callable[..., Any], given: Score) -> bytes:
-    """All that decides what a score returns: what is compiled for it may be kept on disk under this name."""
-    code = function.__code__
-    variables = inspect.getclosurevars(function)
-    parts = [_code_bytes(code)]
-    for name, value in sorted({**variables.globals, **variables.nonlocals}.items()):
-        parts.append(name.encode())
-        parts.append(_value_bytes(name, value, given))
-    return b"\0".join(parts)
-
-
-def _code_bytes(code: CodeType) -> bytes:
-    constants = [_code_bytes(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
-    return repr((code.co_code, constants, code.co_names, code.co_varnames)).encode()
-
-
-def _value_bytes(name: str, value: Any, given: Score) -> bytes:
-    if isinstance(value, bool | int | float | str | np.generic | ModuleType):
-        return repr(value).encode()
-    if isinstance(value, tuple):
-        return b",".join(_value_bytes(name, one, given) for one in value)
-    if isinstance(value, Score):
-        return _fingerprint(value.function, given)
-    if hasattr(value, "py_func"):
-        return _fingerprint(value.py_func, given)
-    raise ScoreError(
-        f"{given.place} uses '{name}', a {type(value).__name__}; numbers, modules and functions under "
-        f"numba.njit may be used"
-    )
 
 
 def _tag_class(tag: str) -> Any:

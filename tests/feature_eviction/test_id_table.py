@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from feature_eviction import (
     AdmissionConfig,
@@ -22,6 +23,7 @@ from feature_eviction.errors import InFlightError
 from feature_eviction.eviction import SHRINK_PASSES
 from feature_eviction.id_table import IN_FLIGHT_MAX
 from feature_eviction.keys import Int64Array
+from feature_eviction.leaving import Changes
 
 Sight = Callable[..., MapResult]
 LRU = ScoreConfig(kind="lru")
@@ -279,6 +281,70 @@ def test_lowered_row_limit_is_reached_in_bounded_steps_and_never_passed_again(si
     for limit in (0, 1001):
         with pytest.raises(ValueError, match=r"limit_rows: 1\.\.1000"):
             table.limit_rows(limit)
+
+
+class Guarded:
+    """Has every call write its evictions into arrays that go on, and sees where they were written."""
+
+    UNTOUCHED = -(2**62)
+    BEYOND = 20_000
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._room_for_changes = IdTable._room_for_changes
+        self._columns: list[tuple[Int64Array, int]] = []
+        monkeypatch.setattr(IdTable, "_room_for_changes", lambda *arguments: self._with_more(*arguments))
+
+    def _with_more(self, table: IdTable, num_keys: int) -> Changes:
+        changes = self._room_for_changes(table, num_keys)
+        room = len(changes.evicted_keys_K)
+        self._columns = [(np.full(room + self.BEYOND, self.UNTOUCHED), room) for _ in range(2)]
+        keys_K, slots_K = (whole[:room] for whole, room in self._columns)
+        return changes._replace(evicted_keys_K=keys_K, evicted_slots_K=slots_K)
+
+    def check(self) -> None:
+        for whole, room in self._columns:
+            beyond = np.flatnonzero(whole[room:] != self.UNTOUCHED)
+            assert not len(beyond), f"{len(beyond)} evictions written beyond the room for {room}"
+
+
+def test_each_id_admitted_above_a_lowered_limit_costs_one_row(
+    sight: Sight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = IdTable(TablePolicy(num_slots=10_000, score=LRU))
+    sight(table, range(10_000), now_s=1)
+    table.limit_rows(100)
+    guarded = Guarded(monkeypatch)
+    result = sight(table, range(20_000, 20_300), now_s=2)
+    guarded.check()
+    assert len(result.new_keys_M) == 300
+    assert len(result.evicted_keys_K) == SHRINK_PASSES * table.policy.victims_at_once + 300
+    assert table.counters().evicted["score"] == len(result.evicted_keys_K)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_call_writes_beyond_its_room_whatever_the_limits(
+    seed: int, sight: Sight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Limits and quotas go up and down, batches stay in flight, passes of several rows and of none."""
+    generator = np.random.default_rng(seed)
+    classes = (ClassPolicy(class_id=1, max_rows=900), ClassPolicy(class_id=2, max_rows=900, ttl_s=40))
+    policy = TablePolicy(num_slots=1000, score=LRU, classes=classes, expiry_scan=int(generator.integers(5)))
+    assert policy.victims_at_once == 15
+    guarded = Guarded(monkeypatch)
+    table = IdTable(policy)
+    for now_s in range(120):
+        class_id, num_ids = int(generator.integers(3)), int(generator.choice([1, 10, 400]))
+        before = sum(table.counters().evicted.values())
+        ids = generator.integers(0, 3000, num_ids).tolist()
+        result = sight(table, ids, now_s=now_s, class_id=class_id, release=False)
+        guarded.check()
+        assert sum(table.counters().evicted.values()) - before == len(result.evicted_keys_K)
+        table.release(result.batch - int(generator.integers(3)))
+        if now_s % 10 == 0:
+            table.limit_rows(int(generator.integers(1, 1001)))
+            quotas = [int(quota) for quota in generator.integers(1, 1000, 2)]
+            changed = [replace(one, max_rows=quota) for one, quota in zip(classes, quotas, strict=True)]
+            table = IdTable.load(replace(policy, classes=tuple(changed)), table.state())
 
 
 def test_class_at_its_quota_makes_room_among_its_own(sight: Sight) -> None:

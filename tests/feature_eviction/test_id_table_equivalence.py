@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from feature_eviction import (
     OTHER_CLASSES,
@@ -109,6 +110,7 @@ class ReferenceTable:
         for (key, shows, positives), is_held in zip(sightings, held, strict=True):
             if is_held:
                 self.touch(key, shows, positives)
+        self.shrink_classes()
         for _ in range(SHRINK_PASSES):
             if len(self.rows) > self.row_limit:
                 self.evict_lowest("score", self.leavers())
@@ -130,6 +132,27 @@ class ReferenceTable:
                 self.evicted = []
                 self.evict(key, "deleted")
         return slots
+
+    def shrink_classes(self) -> None:
+        passes = 0
+        for one in self.policy.classes:
+            while self.excess(one) > 0 and not one.protected and passes < SHRINK_PASSES:
+                passes += 1
+                if not self.evict_lowest("quota", self.leavers(one.class_id)):
+                    break
+
+    def excess(self, one: ClassPolicy) -> int:
+        of_class = sum(self.class_policy(held) == one for held in self.rows)
+        return 0 if one.max_rows is None else of_class - one.max_rows
+
+    def go_on_under(self, policy: TablePolicy) -> None:
+        """A lifetime that is another one now counts from the last sighting."""
+        before = {key: self.class_policy(key).ttl_s for key in self.rows}
+        self.policy = policy
+        for key, row in self.rows.items():
+            ttl_s = self.class_policy(key).ttl_s
+            if ttl_s is not None and ttl_s != before[key]:
+                row.due_s = max(row.last_seen_s + ttl_s, self.newest_s) + 1
 
     def class_policy(self, key: int) -> ClassPolicy:
         class_id = int(class_of([key])[0])
@@ -283,6 +306,15 @@ SIGHTING = st.tuples(st.sampled_from(KEYS), st.integers(1, 4), st.integers(0, 4)
 CALL = st.tuples(st.lists(SIGHTING, max_size=9), st.integers(-3, 15), st.integers(0, 3))
 
 
+def changed(policy: TablePolicy, number: int) -> TablePolicy:
+    """Other lifetimes and quotas that leave the wheel its size, by number; 0 = those of CLASSES."""
+    ttl_s = (5, 2, 12, None)[number % 4]
+    max_rows = (2, 1, None)[number % 3]
+    settings_of = {4095: {"ttl_s": ttl_s}, 2048: {"ttl_s": 9 + number}, 9: {"max_rows": max_rows}}
+    classes = [replace(one, **settings_of.get(one.class_id, {})) for one in policy.classes]
+    return replace(policy, classes=tuple(classes))
+
+
 def exact_policy(num_slots: int, kind: str, seed: int) -> TablePolicy:
     """Global order, and every due row examined in each call."""
     return TablePolicy(
@@ -355,6 +387,11 @@ class Pair:
         self.table = IdTable.load(self.table.policy, self.table.state())
         self.check()
 
+    def load_under(self, policy: TablePolicy) -> None:
+        self.table = IdTable.load(policy, self.table.state())
+        self.reference.go_on_under(policy)
+        self.check()
+
     def check(self) -> None:
         check_same_contents(self.table, self.reference)
 
@@ -386,15 +423,20 @@ def test_long_skewed_stream_agrees_with_the_obvious_table(kind: str) -> None:
         if step % 10 == 9:
             pair.delete(keys_N[:3].tolist())
             pair.save_and_load()
+        if step % 16 == 15:
+            pair.load_under(changed(pair.table.policy, step // 16))
         if step % 25 == 24:
             pair.limit_rows(int(generator.integers(10, 41)))
     assert pair.table.counters().evicted["score"] > 50
 
 
+OTHERS = ["delete", "limit", "save_and_load", "load_under"]
+
+
 @st.composite
 def operations(draw: st.DrawFn) -> tuple[str, object]:
     """One operation on a Pair."""
-    what = draw(st.sampled_from(["map"] * 6 + ["release", "release", "delete", "limit", "save_and_load"]))
+    what = draw(st.sampled_from(["map"] * 6 + ["release", "release", *OTHERS]))
     if what == "map":
         return what, draw(st.tuples(st.lists(SIGHTING, max_size=9), st.integers(-3, 15)))
     if what == "delete":
@@ -416,6 +458,8 @@ def run_operations(pair: Pair, chosen: list[tuple[str, Any]]) -> int:
             pair.limit_rows(1 + argument % pair.table.policy.num_slots)
         elif what == "save_and_load":
             pair.save_and_load()
+        elif what == "load_under":
+            pair.load_under(changed(pair.table.policy, argument))
         else:
             pair.release(argument % 4)
     return num_operations

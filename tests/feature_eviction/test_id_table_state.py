@@ -17,6 +17,7 @@ from feature_eviction import (
     StateError,
     TablePolicy,
 )
+from feature_eviction.eviction import SHRINK_PASSES
 
 CLASSES = (
     ClassPolicy(class_id=1, ttl_s=20),
@@ -120,6 +121,7 @@ DAMAGE: dict[str, Callable[[State], None]] = {
     "sketch_clock": lambda state: state["sketch_clock"].__setitem__(0, 16),
     "sketch_halved": lambda state: state["sketch_halved"].__setitem__((0, 0), 99),
     "classes": lambda state: state["classes"].__setitem__(0, 7),
+    "lifetimes": lambda state: state["lifetimes"].__setitem__(1, 0),
     "score_kind": lambda state: state.update(score_kind=np.frombuffer(b"lru", np.uint8)),
     "random": lambda state: state.update(random=np.zeros(2, np.uint64)),
     "sketch": lambda state: state.update(sketch=np.zeros((4, 8), np.uint8)),
@@ -181,6 +183,86 @@ def test_rows_in_flight_are_still_in_flight_after_a_load(sight: Callable[..., Ma
     assert sight(loaded, [2], now_s=6, release=False).slots_N.tolist() == [-1]
     loaded.release(flying.batch)
     assert sight(loaded, [2], now_s=7).slots_N.tolist() == [0]
+
+
+DAY_S = 86_400
+START_S = 1_700_000_000
+
+
+def living(shortest_s: int, longest_s: int, third: ClassPolicy) -> TablePolicy:
+    classes = (ClassPolicy(class_id=1, ttl_s=shortest_s), ClassPolicy(class_id=2, ttl_s=longest_s), third)
+    return TablePolicy(num_slots=100, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("scale_before", "scale_after", "ttl_s_before", "ttl_s_after"),
+    [
+        (1, 1, 20 * DAY_S, 2 * DAY_S),
+        (1, 1, 2 * DAY_S, 20 * DAY_S),
+        (1, 1, None, 2 * DAY_S),
+        (2, 1, 20 * DAY_S, 2 * DAY_S),
+        (1, 2, 2 * DAY_S, 20 * DAY_S),
+    ],
+)
+def test_rows_loaded_leave_when_their_present_lifetime_ends(
+    scale_before: int,
+    scale_after: int,
+    ttl_s_before: int | None,
+    ttl_s_after: int,
+    sight: Callable[..., MapResult],
+) -> None:
+    """Needed updates too are gathered in the present lifetime. scale: other ticks, as many buckets."""
+
+    def policy(scale: int, ttl_s: int | None) -> TablePolicy:
+        third = ClassPolicy(class_id=3, ttl_s=ttl_s, min_updates=0 if ttl_s is None else 2)
+        return living(scale * 256 * 300, scale * 256 * 9000, third)
+
+    before = IdTable(policy(scale_before, ttl_s_before))
+    sight(before, [1, 2, 3], now_s=START_S, class_id=3)
+    table = IdTable.load(policy(scale_after, ttl_s_after), before.state())
+    end_s = START_S + ttl_s_after
+    assert len(sight(table, [9], now_s=end_s).evicted_keys_K) == 0
+    result = sight(table, [9], now_s=end_s + 1 + table.expiry_resolution_s)
+    assert (result.evicted_keys_K >> 52).tolist() == [3, 3, 3]
+    assert table.counters().classes[3].rows == 0
+
+
+def test_rows_of_a_class_that_lost_its_lifetime_stay(sight: Callable[..., MapResult]) -> None:
+    before = IdTable(living(DAY_S, 30 * DAY_S, ClassPolicy(class_id=3, ttl_s=2 * DAY_S)))
+    sight(before, [1], now_s=START_S, class_id=3)
+    sight(before, [1], now_s=START_S, class_id=1)
+    table = IdTable.load(living(DAY_S, 30 * DAY_S, ClassPolicy(class_id=3)), before.state())
+    assert (sight(table, [], now_s=START_S + 99 * DAY_S).evicted_keys_K >> 52).tolist() == [1]
+
+
+def test_class_loaded_above_its_quota_shrinks_to_it_in_bounded_steps_that_are_reported(
+    sight: Callable[..., MapResult],
+) -> None:
+    def policy(max_rows: int | None) -> TablePolicy:
+        classes = (
+            ClassPolicy(class_id=1, max_rows=max_rows),
+            ClassPolicy(class_id=2, max_rows=max_rows, protected=True),
+        )
+        lru = ScoreConfig(kind="lru")
+        return TablePolicy(num_slots=2000, victim_window=2000, score=lru, classes=classes)
+
+    before = IdTable(policy(None))
+    for now_s in range(10):
+        sight(before, range(100 * now_s, 100 * now_s + 100), now_s=now_s, class_id=1)
+    sight(before, range(500), now_s=0, class_id=2)
+    sight(before, range(400), now_s=0)
+    table = IdTable.load(policy(30), before.state())
+    bound = SHRINK_PASSES * table.policy.victims_at_once
+    left: list[int] = []
+    for now_s in range(10, 20):
+        result = sight(table, [5000 + now_s], now_s=now_s, class_id=1)
+        assert len(result.evicted_keys_K) <= bound + 1
+        left += (result.evicted_keys_K - (1 << 52)).tolist()
+    # Each id admitted above the quota takes the place of one row; the oldest leave first.
+    assert sorted(left) == list(range(980))
+    counters = table.counters()
+    assert (counters.classes[1].rows, counters.classes[2].rows, counters.rows) == (30, 500, 930)
+    assert counters.classes[1].evicted["quota"] == counters.evicted["quota"] == 980
 
 
 def moved(table: IdTable, num_slots: int) -> tuple[IdTable, np.ndarray]:

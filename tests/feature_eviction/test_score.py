@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import importlib
 import math
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
 from feature_eviction import IdTable, ScoreConfig, ScoreError, StateError, TablePolicy, score
 from feature_eviction.policy import SHIPPED_SCORES
 from feature_eviction.shipped_scores import DAY_S, shipped, shipped_score
-from feature_eviction.user_score import Score, resolve_score
+from feature_eviction.user_score import Score, _compiled_by_tag, resolve_score
 
 HALF_LIFE_S = 3600.0
 TABLE = [1.0]
@@ -176,6 +179,120 @@ def test_scores_of_equal_text_are_one_compiled_form_and_others_are_not() -> None
     tags = [type(resolve_score(ScoreConfig(), made(constant))) for constant in (1.0, 1.0, 2.0)]
     assert tags[0] is tags[1]
     assert tags[0] is not tags[2]
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A score that reads of other modules: a number, one of a package's, and one that its function reads."""
+    (tmp_path / "shop").mkdir()
+    sources = {
+        "__init__": "",
+        "numbers": "SHOW_WORTH = 50.0\nUNUSED = [1.0]\nlog = []\n",
+        "decay": "from shop import numbers\nFACTORS = (0.5, (2.0,))\n",
+        "helpers": (
+            "import numba\n"
+            "from math import exp\n"
+            "import shop.decay\n"
+            "@numba.njit\n"
+            "def aged(old, age_s, power=1.0):\n"
+            "    return old * shop.decay.FACTORS[0] ** power * exp(-1e-9 * age_s)\n"
+        ),
+        "scores": (
+            "import math\n"
+            "import shop.decay as decay\n"
+            "from feature_eviction import score\n"
+            "from shop import helpers\n"
+            "from shop import numbers\n"
+            "@score\n"
+            "def worth(old, shows, positives, age_s, updates):\n"
+            "    gained = [numbers.SHOW_WORTH * share for share in (1.0, 1.0)]\n"
+            "    kept = helpers.aged(old, age_s) + helpers.aged(0.0, age_s)\n"
+            "    return kept + gained[0] * shows + math.log(2.0 + decay.FACTORS[1][0])\n"
+        ),
+    }
+    for name, source in sources.items():
+        (tmp_path / "shop" / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("shop.scores")
+    for name in [one for one in sys.modules if one.partition(".")[0] == "shop"]:
+        del sys.modules[name]
+
+
+def tag_of(given: Score) -> str:
+    return type(resolve_score(ScoreConfig(), given)).__name__
+
+
+def test_score_whose_modules_constant_changed_is_compiled_anew(
+    shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tag_of(shop.worth)
+    assert tag_of(shop.worth) == before
+    monkeypatch.setattr(shop.numbers, "SHOW_WORTH", 5.0)
+    after = tag_of(shop.worth)
+    assert after != before
+    for tag, show_worth in ((before, 50.0), (after, 5.0)):
+        assert _compiled_by_tag[tag](0.0, 2, 0, 0, 2) == pytest.approx(2 * show_worth + math.log(4.0))
+
+
+def with_default(power: float) -> Callable[..., float]:
+    def aged(old: float, age_s: int, power: float = power) -> float:
+        return old / (1.0 + age_s) ** power
+
+    return aged
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "changed"),
+    [
+        ("decay", "FACTORS", (0.25, (2.0,))),
+        ("decay", "FACTORS", (0.5, (3.0,))),
+        ("helpers", "aged", numba.njit(with_default(1.0))),
+        ("helpers", "exp", math.expm1),
+    ],
+)
+def test_all_that_a_score_reads_of_modules_belongs_to_it(
+    module: str, name: str, changed: object, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tags = {tag_of(shop.worth)}
+    monkeypatch.setattr(sys.modules[f"shop.{module}"], name, changed)
+    tags.add(tag_of(shop.worth))
+    assert len(tags) == 2
+
+
+def test_default_of_a_scores_function_belongs_to_it_and_what_no_score_reads_does_not(
+    shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shop.helpers, "aged", numba.njit(with_default(1.0)))
+    before = tag_of(shop.worth)
+    monkeypatch.setattr(shop.numbers, "UNUSED", 2.0)
+    assert tag_of(shop.worth) == before
+    monkeypatch.setattr(shop.helpers, "aged", numba.njit(with_default(2.0)))
+    assert tag_of(shop.worth) != before
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("numbers.UNUSED[0]", "uses 'numbers.UNUSED', a list"),
+        ("numbers.ABSENT", "uses 'numbers.ABSENT', which is not there"),
+        ("(numbers if shows else decay).FACTORS[0]", "uses 'numbers', a module"),
+        ("plain(old)", "uses 'plain', a function"),
+        ("kept(old)", r"uses 'kept', a function under numba\.njit\(cache=True\), .* Leave cache=True out"),
+    ],
+)
+def test_what_could_change_unseen_is_refused(body: str, message: str, shop: Any, tmp_path: Path) -> None:
+    (tmp_path / "shop" / "more.py").write_text(
+        "import numba\n"
+        "from feature_eviction import score\n"
+        "from shop import decay, numbers\n"
+        "def plain(old): return old\n"
+        "@numba.njit(cache=True)\n"
+        "def kept(old): return old * decay.FACTORS[0]\n"
+        "@score\n"
+        f"def worth(old, shows, positives, age_s, updates): return {body}\n"
+    )
+    with pytest.raises(ScoreError, match=message):
+        IdTable(TablePolicy(num_slots=2), score=importlib.import_module("shop.more").worth)
 
 
 def test_compiled_user_score_is_found_again_by_the_next_process(tmp_path: Path) -> None:
