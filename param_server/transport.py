@@ -46,9 +46,9 @@ log = structlog.get_logger()
 
 PART_BYTES_MAX = 4 << 20
 MESSAGE_BYTES_MAX = 8 << 20
+"""Both ends refuse a longer message; gRPC's own default (4 MiB) has no room beside a whole part."""
 ERROR_BYTES_MAX = 2_000
 """Of an error's text: a trailer has 8 KiB, and each byte beyond ASCII takes three there."""
-"""Both ends refuse a longer message; gRPC's own default (4 MiB) has no room beside a whole part."""
 
 CONNECTIONS_MAX = 1024
 """A server refuses further connections."""

@@ -238,6 +238,17 @@ def test_a_rank_without_partitions_gets_empty_batches(filled, open_source):
     assert source.drained(source.end_offsets())
 
 
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
+def test_compressed_records_are_read(broker, kafka_config, open_source, make_impressions, schema, codec):
+    config = kafka_config(broker, broker.new_topic(), order="strict")
+    options = connect_options(config.bootstrap_servers, security=Security(), timeout_s=30)
+    producer = KafkaProducer(**options, compression_type=codec)
+    for partition, value, timestamp_ms in _records(schema, make_impressions, num=6):
+        producer.send(config.topic, value, partition=partition, timestamp_ms=timestamp_ms).get(timeout=30)
+    producer.close()
+    assert sorted(_flat(_drain(open_source(config)))) == list(range(6 * ROWS))
+
+
 def test_lag_counts_what_was_not_handed_out(filled, open_source):
     source = open_source(filled, batch_size=90)
     source.poll_batch(20)
