@@ -32,6 +32,7 @@ class ScoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     kind: str = "kraken"
+    """One of the names above, or `module:function`."""
     positive_weight: float = 3.0
     """kraken: worth of a positive sample against one that is not (r; 1, 3 and 5 were tried)."""
     decay_per_day: float = 0.1
@@ -61,8 +62,11 @@ class AdmissionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     kind: Literal["always", "probability", "count"] = "always"
+    """How an unseen id is admitted, as above."""
     probability: float = 1.0
+    """Of each sighting, for kind `probability`."""
     min_count: int = 1
+    """The sighting that gets a row, for kind `count`; at most 255."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.probability <= 1.0:

@@ -18,6 +18,7 @@ class RowRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     update_limit: int = 0
     """At most this many pushes of one id within `update_limit_window_s`; 0 = no limit."""
     update_limit_window_s: int = 60
+    """From the first of these pushes on."""
     min_updates: int = 1
     """Expiration, reading (a): a change is sent once it has gathered this many updates ..."""
     min_updates_window_s: int = 0

@@ -221,6 +221,8 @@ class KafkaBroker:
             "share.coordinator.state.topic.replication.factor": 1,
             "share.coordinator.state.topic.min.isr": 1,
             "group.initial.rebalance.delay.ms": 0,
+            # Tests stamp records in 2023: the first check of retention would delete them.
+            "log.retention.ms": -1,
             # A killed broker may come back at once only if its old registration has lapsed.
             "broker.session.timeout.ms": 1000,
             "broker.heartbeat.interval.ms": 200,

@@ -113,8 +113,9 @@ def test_broker_by_itself_prints_its_address_and_makes_the_quickstarts_topic() -
         process.kill()
 
 
-def test_run_refuses_a_negative_seed_and_servers_that_are_none() -> None:
-    assert only_line(command("run", "--seed", "-1")) == "error: --seed must be at least 0, found -1"
+def test_run_refuses_seeds_out_of_range_and_servers_that_are_none() -> None:
+    assert only_line(command("run", "--seed", "-1")) == "error: --seed: seed must be at least 0, found -1"
+    assert only_line(command("run", "--seed", str(2**64))).startswith("error: --seed: seed must be at most ")
     assert only_line(command("run", "--bootstrap-servers", "x")).startswith("error: --bootstrap-servers: ")
 
 

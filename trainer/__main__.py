@@ -19,6 +19,7 @@ from trainer.checkpoint_commands import add_commands
 from trainer.compare.command import add_command as add_compare
 from trainer.config import Config, load_config, preset, to_toml
 from trainer.config.optimizers import optimizer
+from trainer.config.reference import reference
 from trainer.errors import ConfigError, FreshetError
 from trainer.failpoints import arm_from_environment
 from trainer.stream.broker import security_from_environment
@@ -85,8 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     broker.add_argument("--ready-file", type=Path, help="gets the address as JSON; stdout names it anyway")
     broker.set_defaults(command=_broker)
 
-    config = commands.add_parser("config", help="print a preset as TOML")
-    config.add_argument("--preset", default="quickstart")
+    config = commands.add_parser("config", help="print a preset as TOML, or what every key means")
+    what = config.add_mutually_exclusive_group()
+    what.add_argument("--preset", default="quickstart")
+    what.add_argument("--reference", action="store_true", help="print docs/configuration.md instead")
     config.add_argument(
         "--optimizer", help="a pair of optimizers by name: online (default), production, adam"
     )
@@ -194,9 +197,10 @@ def _chosen_config(options: argparse.Namespace) -> Config:
 def _with_seed(config: Config, seed: int | None) -> Config:
     if seed is None:
         return config
-    if seed < 0:
-        raise ConfigError(f"--seed must be at least 0, found {seed}")
-    return replace(config, seed=seed)
+    try:
+        return replace(config, seed=seed)
+    except ValueError as error:
+        raise ConfigError(f"--seed: {error}") from error
 
 
 def _with_servers(config: Config, servers: str | None) -> Config:
@@ -300,6 +304,11 @@ def _broker(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
+    if options.reference:
+        if options.optimizer is not None:
+            raise ConfigError("--reference prints defaults, whatever the --optimizer; leave one of them out")
+        sys.stdout.write(reference())
+        return 0
     config = preset(options.preset)
     if options.optimizer is not None:
         config = replace(config, optimizer=optimizer(options.optimizer))

@@ -359,5 +359,6 @@ def policy_of(table: TableConfig, *, num_slots: int, config: Config) -> TablePol
         classes=tuple(classes.values()),
         victim_window=table.victim_window,
         expiry_scan=table.expiry_scan,
+        count_window_s=table.count_window_s,
         seed=config.seed,
     )

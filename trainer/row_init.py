@@ -1,7 +1,7 @@
 """The first value of a row: a pure function of seed, key and column.
 
-Whichever rank makes the row, whenever, in whatever slot: an id starts from the same values, so a
-run does not depend on the number of ranks, and a row that was evicted starts again from there.
+Whichever rank makes the row, whenever, in whatever slot: an id starts from the same values, so a run in
+which no row is evicted does not depend on the number of ranks, and a row that was starts again from there.
 Shapes: N rows, D dim.
 """
 

@@ -82,7 +82,7 @@ class ShardedTables:
         world_size: int,
         device: torch.device,
     ) -> None:
-        # Sums, not means over ranks: a run must not change its meaning with the number of ranks.
+        # Sums, not means over ranks: a step must mean the same on any number of ranks.
         set_gradient_division(False)
         configs = [
             EmbeddingBagConfig(

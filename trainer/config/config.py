@@ -70,7 +70,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     num_own_experts: int = 1
     """PLE's experts of each group's own, at each level."""
     ple_levels: int = 2
-    """1 = CGC."""
+    """Levels of PLE's experts; 1 = CGC."""
     cross_layers: int = 3
     """Cross layers of DCN and DCNv2."""
     cin_rows: tuple[int, ...] = (32, 32)
@@ -80,6 +80,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     added to the loss of each impression. Rows of the tables are not regularised: one that is not in a batch
     would have to move. The paper tries 1e-7, 1e-5 and 1e-3."""
     gate_hidden: int = 64
+    """Width of each gate's hidden layer."""
     gate_gamma: float = 2.0
     """The gate's range is (0, gamma)."""
     first_layer: FirstLayer = "epnet_output"
@@ -87,6 +88,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     epnet_input: EPNetInput = "domain_and_embedding"
     """The KDD version's input, or the early version's."""
     epnet_gate: EPNetGate = "element"
+    """One gate value for each element of the embedding, or one a feature."""
     ppnet_input: PPNetInput = "prior_and_embedding"
     """What PPNet's gates see: the equation's input, or the prior alone."""
     gate_input_gradient: bool = False
@@ -133,6 +135,7 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     embedding_init_scale: float = 0.01
     """A new row is uniform in [-scale, scale], a pure function of (seed, id)."""
     dense_learning_rate: float = 1e-3
+    """Adam's, of the dense model."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -149,14 +152,19 @@ class TableConfig(Section, frozen=True, kw_only=True):
     """The one shared table of a dim: its budget and its score."""
 
     dim: int
+    """The features of this dim are in it; its name is `dim16` for 16."""
     bytes_limit: int
     """Everything the table may use: rows, optimizer state and id table together, over all ranks."""
     score: ScoreConfig = ScoreConfig()
     victim_window: int = 64
+    """Slots examined for one victim; at a rank's number of slots or more it is the exact minimum."""
     expiry_scan: int = 256
+    """Due rows that each batch examines for expiry, on each rank."""
+    count_window_s: int = 86_400
+    """Admission by count counts by windows of event time: when the next one begins, all counts are halved."""
 
     def __post_init__(self) -> None:
-        self._check_at_least(1, "dim", "bytes_limit", "victim_window")
+        self._check_at_least(1, "dim", "bytes_limit", "victim_window", "count_window_s")
         self._check_at_least(0, "expiry_scan")
 
     @property
@@ -172,7 +180,9 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     batch_wait_ms: int = 200
     """A batch that has not filled within this time is trained as it is."""
     device: Literal["cpu", "cuda"] = "cpu"
+    """Where rows and dense model are; with cuda each rank takes a GPU of its own."""
     num_threads: int = 1
+    """PyTorch's threads in each rank."""
     rank_timeout_s: int = 120
     """A rank that does not hear from another for so long ends, and torchrun starts all of them anew. Longer
     than the slowest rank takes to load its share of a checkpoint."""
@@ -196,6 +206,7 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     """Of the newest non_finite_window impressions, how many may be in batches that were skipped as their loss
     or a gradient was not finite, before the run stops; 1 = never stop."""
     non_finite_window: int = 100_000
+    """The newest impressions of all ranks that this share is of; what was not seen yet counts as good."""
 
     def __post_init__(self) -> None:
         self._check_at_least(
@@ -211,18 +222,24 @@ class KafkaConfig(Section, frozen=True, kw_only=True):
     """Where impressions come from. Security settings come from the environment (docs/operations.md)."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
+    """host:port of one or more brokers, with commas between."""
     topic: str = "impressions"
+    """What is trained; created where it is missing, unless the run has positions in it."""
     dead_letter_topic: str = "impressions-dead-letters"
+    """What is refused or skipped, with the reason and its origin."""
     group: str = "freshet-trainer"
     """Committed offsets of this group are for lag displays and pacing; training never reads them."""
     num_partitions: int = 8
     """Used when the topic has to be created."""
     record_bytes_max: int = 1 << 20
+    """A longer record is refused; also how much of a partition one fetch asks for."""
     fetch_bytes_max: int = 8 << 20
+    """How much of all partitions together one fetch asks a broker for."""
     prefetch_impressions_max: int = 16_384
     """Decoded impressions waiting for training; the source stops fetching beyond it, but may always hold a
     whole batch."""
     start_timeout_s: int = 30
+    """How long a process that starts waits for a broker's answer."""
     order: Literal["strict", "loose"] = "loose"
     """strict: each batch takes a fixed share of every partition, so batches depend on the stream alone and
     an idle partition holds training up. loose: a batch takes what is there, oldest first
@@ -230,6 +247,7 @@ class KafkaConfig(Section, frozen=True, kw_only=True):
     bad_share_max: float = 0.1
     """Of the newest bad_window impressions, how many may be refused before the run stops; 1 = never stop."""
     bad_window: int = 10_000
+    """The newest impressions of each rank that this share is of; what was not seen yet counts as good."""
     event_time_future_s_max: int = 3_600
     """An event later than this after its record's Kafka timestamp is refused: it would move the event
     clock."""
@@ -265,6 +283,7 @@ class PublishConfig(Section, frozen=True, kw_only=True):
     """When versions are made and which rows they carry."""
 
     interval_ms: int = 500
+    """From one version's beginning to the next one's, at least."""
     idle_interval_ms: int = 10_000
     """While nothing is trained, if that is longer: such a version brings what the rules held back before, and
     says that the trainer lives."""
@@ -272,7 +291,9 @@ class PublishConfig(Section, frozen=True, kw_only=True):
     """Each so many versions a full one is published; bounds the chain a new replica loads."""
     rules: RulesConfig = RulesConfig()
     segment_bytes_max: int = 4 << 20
+    """The longest RowSegment of a version or a checkpoint: rows beyond it go into further ones."""
     request_timeout_s: int = 30
+    """How long a shard may take to answer a request, a restart included."""
     gate_auc_drop_max: float = 0.0
     """The quality gate: a version is held while the windowed AUC is lower than the best of the last published
     ones by more than this; 0 = no gate. The AUC is that of `train.metrics_window`."""
@@ -303,8 +324,10 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
     """Where and how often the whole state is saved."""
 
     directory: str = ""
-    """A local path or any fsspec address, `s3://bucket/run` for one; empty = <run directory>/checkpoints."""
+    """A local path or any fsspec address, `s3://bucket/run` for one; empty = `checkpoints/` in the run
+    directory."""
     interval_s: int = 15
+    """From one save to the next."""
     keep: int = 3
     """The newest so many always stay."""
     keep_s: int = 0
@@ -342,8 +365,11 @@ class ServingConfig(Section, frozen=True, kw_only=True):
     tls_cert_file: str = ""
     """PEM of the trainer's certificate."""
     tls_key_file: str = ""
+    """PEM of that certificate's key."""
     num_replicas: int = 2
+    """Replicas that `trainer run` starts."""
     row_format: Literal["float32", "float16", "int8"] = "float32"
+    """How versions carry a row's values; int8 adds a scale and a bias to each row."""
     keep_full: int = 2
     """Full versions kept in the log, with the deltas that follow the oldest of them."""
 
@@ -374,7 +400,9 @@ class ProduceConfig(Section, frozen=True, kw_only=True):
     """The synthetic stream and the pace of the producer."""
 
     impressions_per_s: int = 2_000
+    """The producer's pace, also through a recording."""
     record_impressions: int = 64
+    """Impressions of one record."""
     scale: float = 0.02
     """Share of PEPNet's Table 1 populations."""
     event_days: float = 12.0
@@ -410,8 +438,11 @@ class Config(Section, frozen=True, kw_only=True):
     """One run, whole."""
 
     preset: str
+    """The configuration's name; nothing depends on it."""
     seed: int = 1
+    """Of first weights and rows, of admission by probability, and of the synthetic stream."""
     impressions: int = 200_000
+    """Length of the synthetic stream; of a recording `run` plays no more either."""
     schema: SchemaConfig
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -437,6 +468,7 @@ class Config(Section, frozen=True, kw_only=True):
             raise ValueError(
                 f"publish: gate_task '{self.publish.gate_task}' is not one of {self.schema.task_names}"
             )
+        self._check_rules()
         window, num_domains = self.train.metrics_window, len(self.schema.domains)
         if self.publish.gate_auc_drop_max and self.publish.gate_impressions_min > window * num_domains:
             # AUC would never be certain enough, and every version would pass.
@@ -444,6 +476,21 @@ class Config(Section, frozen=True, kw_only=True):
                 "publish.gate_impressions_min must be at most what train.metrics_window holds "
                 f"({window} of each of {num_domains} domains), found {self.publish.gate_impressions_min}"
             )
+
+    def _check_rules(self) -> None:
+        """Rules of a table or class without rows would be accepted and ignored."""
+        rules = self.publish.rules
+        class_ids = sorted({feature.class_id for feature in self.schema.features})
+        for key, what, given, known in (
+            ("by_table", "tables", rules.by_table, [table_name(dim) for dim in self.schema.dims]),
+            ("by_class", "feature classes", rules.by_class, [str(class_id) for class_id in class_ids]),
+        ):
+            unknown = [name for name in given if name not in known]
+            if unknown:
+                raise ValueError(
+                    f"publish.rules: {key} names {', '.join(unknown)}; the schema's {what} are "
+                    f"{', '.join(known)}"
+                )
 
     def hash(self) -> str:
         """A short digest of the whole configuration."""

@@ -29,29 +29,32 @@ _OF_THE_MEANING = ("name", "class_id", "dim", "kind", "bucket_edges", "role")
 
 
 class FeatureConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One input of the model; each becomes one embedding of `dim` values an impression.
-
-    single: exactly one id; multi: 0..n ids, averaged; dense: a number, bucketised by `bucket_edges`
-    and embedded. Features with the same `class_id` share their rows.
-    """
+    """One input of the model; each becomes one embedding of `dim` values an impression."""
 
     name: str
+    """The record's column; `user_id` and `domain` read the record's own users and domains."""
     class_id: int
+    """0..4095; features with the same one share their rows."""
     dim: int
+    """Values of a row, a multiple of 4; all features of one dim share a table."""
     kind: FeatureKind = "single"
+    """single: exactly one id; multi: 0..n ids, averaged; dense: a number, bucketised by `bucket_edges` and
+    embedded."""
     role: FeatureRole = "other"
+    """Whose prior it is part of: domain, EPNet's; user, item and author, PPNet's; other, nobody's."""
     bucket_edges: tuple[float, ...] = ()
     """Ascending; value v falls into bucket = number of edges <= v; NaN into one bucket more."""
     ids_max: int = 64
     """The longest id list a `multi` feature may bring; a longer one makes the impression bad."""
     admission: AdmissionConfig = AdmissionConfig()
     ttl_s: int | None = None
-    """A row unseen for longer than this leaves; None = never."""
+    """A row unseen for longer than this leaves; unset = never."""
     min_updates: int = 0
     """A row that has gathered fewer shows when ttl_s has passed since its admission leaves as well."""
     max_rows: int | None = None
-    """The most rows the class may hold on each rank; None = as many as the table."""
+    """The most rows the class may hold on each rank; unset = as many as the table."""
     protected: bool = False
+    """Its rows are never evicted for their score or for max_rows; they can still expire."""
 
     def __post_init__(self) -> None:
         where = f"feature '{self.name}'"
@@ -84,7 +87,9 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """One binary label to predict."""
 
     name: str
+    """The record's label column."""
     loss_weight: float = 1.0
+    """What the task's loss is multiplied by."""
     base_rate: float = 0.5
     """About the share of positives, where a new model's answers begin; the right size is enough."""
     label: Literal["recorded", "click", "effective_view"] = "recorded"
@@ -126,6 +131,7 @@ class SchemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     features: tuple[FeatureConfig, ...]
     domains: tuple[str, ...]
+    """Where impressions happen, by the names that records use; at most 255."""
     tasks: tuple[TaskConfig, ...]
     positive_task: str
     """The label that makes a sample positive in the id table's score."""

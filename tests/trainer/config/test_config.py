@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from feature_eviction.policy import AdmissionConfig, ClassPolicy
+from param_server.rules_config import RowRules, RulesConfig
 from trainer.config import Config, FeatureConfig, load_config, preset, to_toml
 from trainer.config.config import IMPRESSIONS_PER_RECORD_MAX, KafkaConfig
 from trainer.config.presets import PRESETS
@@ -157,6 +158,7 @@ def test_features_that_share_rows_agree_on_their_quota() -> None:
             r"victim_window must be at least 1, found 0 - at `\$\.tables",
         ),
         ("expiry_scan = 256", "expiry_scan = -1", "expiry_scan must be at least 0, found -1"),
+        ("count_window_s = 86400", "count_window_s = 0", "count_window_s must be at least 1, found 0"),
         ("bytes_limit = 4194304", "bytes_limit = 0", "bytes_limit must be at least 1"),
         ("num_replicas = 2", "num_replicas = -1", "num_replicas must be at least 0"),
         ("keep_max = 100", "keep_max = 2", "keep_max must be at least 3, found 2"),
@@ -185,6 +187,16 @@ def test_features_that_share_rows_agree_on_their_quota() -> None:
             "gate_auc_drop_max = 0.01\ngate_impressions_min = 150001",
             r"publish\.gate_impressions_min must be at most what train\.metrics_window holds "
             r"\(50000 of each of 3 domains\), found 150001",
+        ),
+        (
+            "[publish.rules.by_table]",
+            "[publish.rules.by_table.item]\nmin_updates = 2",
+            r"publish\.rules: by_table names item; the schema's tables are dim16$",
+        ),
+        (
+            "[publish.rules.by_class]",
+            "[publish.rules.by_class.99]\nmin_updates = 2\n[publish.rules.by_class.4]",
+            r"publish\.rules: by_class names 99; the schema's feature classes are 1, 2, .*, 9, 10$",
         ),
         ("record_impressions = 64", "record_impressions = 65537", "record_impressions must be at most 65536"),
         ("event_days = 12.0", "event_days = 36501.0", "event_days must be at most 36500"),
@@ -220,6 +232,22 @@ def test_a_features_quota_and_trial_reach_its_id_table() -> None:
     classes = {policy.class_id: policy for policy in policy_of_table(config)}
     assert (classes[4].max_rows, classes[4].min_updates, classes[4].ttl_s) == (500, 2, item.ttl_s)
     assert (classes[5].max_rows, classes[5].min_updates) == (None, 0)
+
+
+def test_a_tables_windows_reach_its_id_table() -> None:
+    config = preset("quickstart")
+    table = replace(config.tables[0], victim_window=8, expiry_scan=9, count_window_s=3600)
+    policy = policy_of(table, num_slots=1000, config=config)
+    assert (policy.victim_window, policy.expiry_scan, policy.count_window_s) == (8, 9, 3600)
+
+
+def test_rules_of_tables_and_classes_that_there_are_read_back(tmp_path: Path) -> None:
+    config = preset("quickstart")
+    rules = RulesConfig(by_table={"dim16": RowRules(min_updates=2)}, by_class={"4": RowRules(min_updates=3)})
+    config = replace(config, publish=replace(config.publish, rules=rules))
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config))
+    assert load_config(path).publish.rules == rules
 
 
 def policy_of_table(config: Config) -> tuple[ClassPolicy, ...]:
