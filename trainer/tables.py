@@ -33,10 +33,12 @@ class LocalRows:
     rows_CD: Tensor
     states: tuple[Tensor, ...]
     """What the optimizer keeps of each row: `state_C`, or Adam's two moments [C, D]."""
+    first_state: float = 0.0
+    """What a new row's begins with."""
 
     @property
     def state_C(self) -> Tensor:  # noqa: N802 (a shape suffix)
-        """Row-wise AdaGrad: the mean of squared gradients, summed over steps.
+        """Row-wise AdaGrad: the mean of squared gradients, summed over steps, from first_state on.
 
         Raises: ConfigError if the optimizer keeps something else.
         """
@@ -47,7 +49,7 @@ class LocalRows:
     def forget(self, slots_M: Tensor) -> None:
         """These rows have a new owner, for whom the optimizer has seen nothing yet."""
         for state in self.states:
-            state.index_fill_(0, slots_M, 0.0)
+            state.index_fill_(0, slots_M, self.first_state)
 
     @property
     def num_bytes(self) -> int:
@@ -135,7 +137,8 @@ class ShardedTables:
                         self._adams[table.name] = adam
                         local[table.name] = LocalRows(weights[index], (adam.first_CD, adam.second_CD))
                     else:
-                        local[table.name] = LocalRows(weights[index], (states[index][0],))
+                        first = optimizer.embedding_initial_accumulator
+                        local[table.name] = LocalRows(weights[index], (states[index][0],), first_state=first)
         return local
 
     def __call__(self, slots_L: npt.NDArray[np.int64], lengths_FB: npt.NDArray[np.int32]) -> Tensor:

@@ -49,7 +49,8 @@ class Reference:
                 first = first_rows(
                     np.array([key]), dim=16, scale=optimizer.embedding_init_scale, seed=self.config.seed
                 )
-                self.rows[key], self.state[key] = torch.from_numpy(first[0]), 0.0
+                self.rows[key] = torch.from_numpy(first[0])
+                self.state[key] = optimizer.embedding_initial_accumulator
         leaves = {key: self.rows[key].clone().requires_grad_(True) for key in set(table.keys_L.tolist())}
         columns, at = [], 0
         for lengths_B in table.lengths_FB:
@@ -77,10 +78,14 @@ class Reference:
         return torch.sigmoid(logits.detach()).numpy()
 
 
+@pytest.mark.parametrize("initial_accumulator", [0.0, 0.3])
 def test_training_equals_the_reference(
-    ranks: Ranks, make_config: MakeConfig, make_batches: MakeBatches
+    ranks: Ranks, make_config: MakeConfig, make_batches: MakeBatches, initial_accumulator: float
 ) -> None:
     config = make_config(batch_size=32)
+    config = replace(
+        config, optimizer=replace(config.optimizer, embedding_initial_accumulator=initial_accumulator)
+    )
     recommender = Recommender(config, ranks=ranks)
     reference = Reference(config, recommender)
     for batch in make_batches(config, 12):

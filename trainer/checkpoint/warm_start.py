@@ -25,7 +25,7 @@ from trainer.checkpoint.progress import Progress, manifest_of
 from trainer.checkpoint.restore import ADAM_KEYS, check_dense
 from trainer.checkpoint.store import Store
 from trainer.config import Config
-from trainer.config.config import TableConfig
+from trainer.config.config import OptimizerConfig, TableConfig
 from trainer.errors import CheckpointError, DataError
 from trainer.model import model_of
 
@@ -136,7 +136,8 @@ def _write_table(
     keys: list[npt.NDArray[np.int64]] = []
     for name in description.tables[table.name].files:
         where = f"{source.root}/{name}"
-        segment = _segment(_tensors(source, name, description), table, description, where=where)
+        arrays = _tensors(source, name, description)
+        segment = _segment(arrays, table, description, optimizer=config.optimizer, where=where)
         strange = sorted(set(class_of(segment.ids_N).tolist()) - classes)
         if strange:
             raise DataError(
@@ -169,7 +170,14 @@ def _tensors(source: Store, name: str, description: Description) -> Arrays:
         raise DataError(str(error)) from error
 
 
-def _segment(arrays: Arrays, table: TableConfig, description: Description, *, where: str) -> RowSegment:
+def _segment(
+    arrays: Arrays,
+    table: TableConfig,
+    description: Description,
+    *,
+    optimizer: OptimizerConfig,
+    where: str,
+) -> RowSegment:
     """Raises: DataError naming a column that is missing, strange, or of another shape or dtype."""
     unknown = sorted(set(arrays) - {"ids", "rows", "state", "scores", "last_seen_s", "updates"})
     if unknown or "ids" not in arrays or "rows" not in arrays:
@@ -177,7 +185,7 @@ def _segment(arrays: Arrays, table: TableConfig, description: Description, *, wh
     num = arrays["ids"].shape[0] if arrays["ids"].ndim else 0
     defaults: dict[str, tuple[Any, Any]] = {
         "ids": (np.int64, None),
-        "state": (np.float32, 0.0),
+        "state": (np.float32, optimizer.embedding_initial_accumulator),
         "scores": (np.float32, DEFAULT_SCORE),
         "last_seen_s": (np.int64, description.event_time_s),
         "updates": (np.uint32, DEFAULT_UPDATES),

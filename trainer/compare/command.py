@@ -50,6 +50,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     compare.add_argument("--min-interactions", type=_count, help="of users and items that are kept (10)")
     compare.add_argument("--dense-lr", type=_rate, help="Adam's, for all models (0.003)")
     compare.add_argument("--embedding-lr", type=_rate, help="AdaGrad's, for all models (0.1)")
+    compare.add_argument(
+        "--initial-accumulator", type=float, help="AdaGrad's of a new row, for all models (0)"
+    )
     compare.add_argument("--workers", type=_count, help="processes at a time (default: the processors)")
     compare.add_argument("--out", type=Path, default=Path("freshet-compare"))
     compare.set_defaults(command=_compare)
@@ -102,7 +105,11 @@ def _settings(options: argparse.Namespace) -> Settings:
     from trainer.config import preset
 
     size = FULL if options.full else QUICK if options.quick else DEFAULT
-    chosen = {"dense_learning_rate": options.dense_lr, "embedding_learning_rate": options.embedding_lr}
+    chosen = {
+        "dense_learning_rate": options.dense_lr,
+        "embedding_learning_rate": options.embedding_lr,
+        "embedding_initial_accumulator": options.initial_accumulator,
+    }
     name = options.preset or ("kuairand" if options.data is not None else "seesaw")
     # An unknown preset is refused before anything is drawn.
     preset(name)

@@ -45,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dense_learning_rate: float = 3e-3
     embedding_learning_rate: float = 0.1
     """Of Adam and of AdaGrad, the same for all models; how they were chosen: docs/compare.md."""
+    embedding_initial_accumulator: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "seeds", "impressions", "batch_size"):
@@ -53,6 +54,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in ("dense_learning_rate", "embedding_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        if not 0 <= self.embedding_initial_accumulator < math.inf:
+            raise ValueError(
+                "embedding_initial_accumulator must not be negative, found "
+                f"{self.embedding_initial_accumulator}"
+            )
         if self.mode == "online" and self.epochs != 1:
             raise ValueError(
                 f"mode 'online' sees every impression once: epochs must be 1, found {self.epochs}"
@@ -77,6 +83,7 @@ def base_config(settings: Settings, *, seed: int) -> Config:
             config.optimizer,
             dense_learning_rate=settings.dense_learning_rate,
             embedding_learning_rate=settings.embedding_learning_rate,
+            embedding_initial_accumulator=settings.embedding_initial_accumulator,
             # Where Adam learns the rows too, it is one Adam throughout.
             embedding_adam_learning_rate=settings.dense_learning_rate,
         ),

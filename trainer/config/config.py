@@ -130,6 +130,9 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     """AdaGrad's."""
     embedding_eps: float = 1e-6
     """AdaGrad's."""
+    embedding_initial_accumulator: float = 0.0
+    """AdaGrad's mean of squares of a new row. At 0 its first step has the same length for every gradient, the
+    learning rate times the root of the dim; above, small gradients make small steps."""
     embedding_adam_learning_rate: float = 1e-3
     """Adam's; a rate for AdaGrad is far too high for it."""
     embedding_init_scale: float = 0.01
@@ -144,8 +147,9 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
         ):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
-        if not 0 <= self.embedding_init_scale < math.inf:
-            raise ValueError(f"embedding_init_scale must not be negative, found {self.embedding_init_scale}")
+        for name in ("embedding_init_scale", "embedding_initial_accumulator"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
 
 
 class TableConfig(Section, frozen=True, kw_only=True):
