@@ -18,9 +18,9 @@ import torch
 from msgspec.structs import replace
 
 from benchmarks.plain_pepnet import PlainPEPNet, copy_weights
-from benchmarks.quality_summary import half_width
 from benchmarks.report import say, say_json, say_table
 from trainer.collectives import Ranks, start_ranks
+from trainer.compare.statistics import half_width
 from trainer.config import Config, preset
 from trainer.data.synthetic import SyntheticStream
 from trainer.metrics import auc

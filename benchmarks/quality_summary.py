@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.eviction_policies import VARIANTS
 from benchmarks.report import rounded
+from trainer.compare.statistics import half_width
 
 OURS = "kraken"
 AUC_LOSS_MAX = 0.0005
@@ -19,21 +20,10 @@ RE_ENTRIES_SHARE_MAX = 0.5
 UNREACHABLE = ("foresight",)
 """Shown beside the policies and not counted as one: it knows the future."""
 
-# Student's t, two-sided 95 %, by degrees of freedom.
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
 Outcomes = Mapping[tuple[float, str], Sequence[Mapping[str, float]]]
 Place = tuple[str, float, str]
 """Stream, share, policy."""
 Rows = Sequence[Mapping[str, Any]]
-
-
-def half_width(values: Sequence[float]) -> float | None:
-    """Half of the 95 % interval of the mean; None for a single value."""
-    num = len(values)
-    if num < 2:
-        return None
-    return _T95.get(num - 1, 1.96) * float(np.std(values, ddof=1)) / float(np.sqrt(num))
 
 
 def summarised(stream: str, outcomes: Outcomes) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.quality_summary import half_width
 from trainer.compare.expected import expected_gauc
+from trainer.compare.statistics import half_width
 from trainer.metrics import auc, gauc
 
 Floats = npt.NDArray[np.float32]

@@ -171,8 +171,8 @@ def _lines(options: CompareOptions, plan: _Plan, summary: Summary) -> list[str]:
     other = of_other_code(list(plan.done.values()))
     if other:
         lines.append(
-            f"note: {len(other)} runs were made when the model code was another ({other[0]}, ...); remove "
-            f"their files in {options.out_dir / 'runs'} to make them anew"
+            f"note: {len(other)} runs were made when the code that trains or judges was another "
+            f"({other[0]}, ...); remove their files in {options.out_dir / 'runs'} to make them anew"
         )
     missing = [variant.name for variant in options.variants if summary.row(variant.name) is None]
     missing = [name for name in missing if name != TRUTH]

@@ -40,5 +40,5 @@ class Results:
 
 
 def of_other_code(results: list[RunResult]) -> list[str]:
-    """The runs that were made by other model code than the one at hand: to be known, not to be hidden."""
+    """The runs that were made by other code than the one at hand: to be known, not to be hidden."""
     return sorted(result.name for result in results if result.code != code_digest())

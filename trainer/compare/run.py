@@ -22,6 +22,12 @@ from trainer.compare.plan import TRUTH, RunSpec, config_of
 from trainer.recommender import Recommender
 
 RESULT_FORMAT = 1
+DECIDING = (
+    *("model/*.py", "recommender.py", "tables.py", "features.py", "id_routing.py", "finite.py"),
+    *("row_init.py", "row_adam.py", "task_scaling.py", "metrics.py"),
+    *("compare/run.py", "compare/evaluation.py", "compare/expected.py"),
+)
+"""Configuration and data have digests of their own."""
 Scores = npt.NDArray[np.float32]
 Progress = Callable[[int], None]
 """Told how many impressions have been trained since the last call."""
@@ -70,7 +76,7 @@ def run(spec: RunSpec, data: Dataset, *, ranks: Ranks, progress: Progress) -> Ru
         best_epoch=best_epoch,
         num_trained=training.num_trained,
         cost_us=float(np.median(training.costs_us)),
-        parameters=sum(one.numel() for one in training.recommender.dense.parameters()),
+        parameters=training.num_parameters(),
         cpu_s=time.process_time() - start_cpu_s,
         wall_s=time.monotonic() - start_s,
     )
@@ -83,12 +89,16 @@ def judged_slices(spec: RunSpec) -> tuple[str, ...]:
 
 @cache
 def code_digest() -> str:
-    """Of the files that decide what a model learns: its own, the tables' and the step's."""
-    package = Path(__file__).parent.parent
-    files = [*sorted((package / "model").glob("*.py")), package / "recommender.py", package / "tables.py"]
+    """Of this program's files that decide a result."""
+    return digest_of_code(Path(__file__).parent.parent)
+
+
+def digest_of_code(package: Path) -> str:
+    """Of the files of `trainer` that decide what a model learns and how it is judged."""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    for pattern in DECIDING:
+        for file in sorted(package.glob(pattern)):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -142,6 +152,11 @@ class _Training:
             judged_N[self._rows(name)] = True
         judged_M = judged_N[rows_M]
         return self._cells(rows_M[judged_M], np.concatenate(scores)[judged_M]), [], 1
+
+    def num_parameters(self) -> int:
+        """Of the dense model; of one trained by domain, of this domain's network alone."""
+        num = sum(one.numel() for one in self.recommender.dense.parameters())
+        return num if self._domain is None else num // len(self._spec.facts.domains)
 
     def check_nothing_left(self) -> None:
         """Whatever leaves a table would be a difference between runs that is not the models'."""

@@ -43,7 +43,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Raises: ValueError without values."""
     if not values:
         raise ValueError("a mean needs at least one value")
-    return Estimate(mean=float(np.mean(values)), half_width=_half_width(values), seeds=len(values))
+    return Estimate(mean=float(np.mean(values)), half_width=half_width(values), seeds=len(values))
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
@@ -57,13 +57,14 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference
     differences = [ours[seed] - theirs[seed] for seed in seeds]
     return Difference(
         mean=float(np.mean(differences)),
-        half_width=_half_width(differences),
+        half_width=half_width(differences),
         p=_p(differences),
         pairs=len(seeds),
     )
 
 
-def _half_width(values: Sequence[float]) -> float | None:
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of the mean, by Student's t; None for a single value."""
     num = len(values)
     if num < 2:
         return None

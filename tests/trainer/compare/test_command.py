@@ -12,11 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from trainer.__main__ import main
 from trainer.compare import command
 from trainer.compare.plan import TRUTH
+from trainer.config.config import ModelConfig
 from trainer.errors import ConfigError
 
 
@@ -57,6 +59,17 @@ def test_each_ablation_changes_one_thing_about_pepnet():
         if one.model != TRUTH
     ]
     assert changes.count(("pepnet", {}, {}, None)) == 1
+    assert len({msgspec.json.encode(one) for one in changes}) == len(changes)
+    whole = ModelConfig()
+    for one in options.variants:
+        if one.model == TRUTH or one.name == "pepnet":
+            continue
+        # The gates' inputs are one thing, said of each gate.
+        keys = {"gate_input" if key.endswith("_input") else key for key in one.model_changes}
+        keys |= set(one.optimizer_changes) | ({"dim"} if one.dim is not None else set())
+        keys |= {"model"} if one.model != "pepnet" else set()
+        assert len(keys) == 1, one
+        assert all(getattr(whole, key) != value for key, value in one.model_changes.items()), one
     assert {"-EPNet", "-PPNet", "gate input trained", "-gate input", "gamma 3", "dim 64"} <= {
         one.name for one in options.variants
     }

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 from msgspec.structs import replace
 
+from trainer.compare import run
 from trainer.compare.results import Results, of_other_code
-from trainer.compare.run import RunResult, code_digest
+from trainer.compare.run import DECIDING, RunResult, code_digest, digest_of_code
+
+PACKAGE = Path(run.__file__).parent.parent
 
 
 @pytest.fixture
@@ -44,6 +50,17 @@ def test_a_result_of_something_else_is_done_again(tmp_path, spec, result, field)
     results = Results(tmp_path)
     results.save(spec, replace(result, **{field: 99 if field == "format" else "another"}))
     assert results.finished(spec) is None
+
+
+@pytest.mark.parametrize("pattern", DECIDING)
+def test_a_change_of_code_that_decides_a_result_is_seen(tmp_path, pattern):
+    package = tmp_path / "trainer"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "data", "run", "stream"))
+    before = digest_of_code(package)
+    assert before == digest_of_code(PACKAGE)
+    file = min(package.glob(pattern))
+    file.write_text(file.read_text() + "\n# changed\n")
+    assert digest_of_code(package) != before
 
 
 def test_runs_of_other_model_code_are_named(result):

@@ -116,9 +116,13 @@ def test_every_parameter_is_saved_and_gets_a_gradient(name: str) -> None:
     assert set(dict(built.model.named_parameters())) == set(built.model.state_dict())
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - PEPNET_KIND))
+@pytest.mark.parametrize("name", NAMES)
 def test_first_weights_are_xaviers_and_biases_zero(name: str) -> None:
-    """A matrix is what lies in the last two axes; a linear layer keeps one output a task or an expert."""
+    """A matrix is what lies in the last two axes; a linear layer keeps one output a task or an expert.
+
+    The first layers of gates lie side by side, and each is cut into what sees the prior and what sees the
+    embedding; second layers of a task each are cut out of one matrix.
+    """
     config = replace(preset("quickstart").model, name=name)
     torch.manual_seed(0)
     layout = FeatureLayout.of(preset("quickstart").schema)
@@ -130,8 +134,14 @@ def test_first_weights_are_xaviers_and_biases_zero(name: str) -> None:
         fan_out, fan_in = parameter.shape[-2:]
         if key in ("first_order.weight", "linear.weight"):
             fan_out = 1
-        elif key == "mixture.mix.gate.weight":
+        elif key.endswith("mix.gate.weight"):
             fan_out = config.num_experts
+        elif "gate_input." in key:
+            gate_input = model.get_submodule(key.partition("gate_input.")[0] + "gate_input")
+            fan_in = gate_input.prior.weight.shape[1] + layout.width
+            fan_out = config.gate_hidden
+        elif re.search(r"ppnet\.(gates\.\d|towers\.\d\.gate|experts\.\d\.gate)\.", key):
+            fan_in, fan_out = parameter.shape[1], parameter.shape[0] * parameter.shape[2]
         bound = (6.0 / (fan_in + fan_out)) ** 0.5
         assert parameter.abs().max() <= bound, key
         if parameter.numel() > 500:
