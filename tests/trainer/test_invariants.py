@@ -48,6 +48,7 @@ class Rig:
     recommender: Recommender
     publisher: Publisher
     shard: ParamServerClient
+    shard_address: str
     clients: ParamServerClients
     replica: ReplicaClient
     now_ms: int = 1_000_000
@@ -115,7 +116,7 @@ def rig(ranks: Ranks, make_config: Callable[..., Config], tmp_path: Path) -> Ite
             recommender, client=clients, config=config, ranks=ranks, trace_path=tmp_path / "versions.jsonl"
         )
         publisher.open(at_least=0)
-        yield Rig(config, recommender, publisher, shard, clients, replica)
+        yield Rig(config, recommender, publisher, shard, shard_address, clients, replica)
         publisher.close()
     for process in (replica_process, shard_process):
         process.terminate()
@@ -196,9 +197,10 @@ def test_a_newer_trainer_fences_an_older_one(
     for batch, now_s in batches[:3]:
         rig.recommender.train(batch, now_s=now_s)
     first = rig.publish_all()
+    clients = ParamServerClients([rig.shard_address], 30)
     newer = Publisher(
         rig.recommender,
-        client=rig.clients,
+        client=clients,
         config=rig.config,
         ranks=ranks,
         trace_path=tmp_path / "newer.jsonl",
@@ -212,6 +214,7 @@ def test_a_newer_trainer_fences_an_older_one(
     newer.begin(full=False, now_ms=rig.now_ms, watermark_ms=1, positions=[])
     newer.finish(lambda: (newer.job_done, newer.job_failed), now_ms=lambda: rig.now_ms)
     newer.close()
+    clients.close()
     rig.wait_until_served(Version(newer.generation, 1))
 
 
