@@ -51,7 +51,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     compare.add_argument("--dense-lr", type=_rate, help="Adam's, for all models (0.003)")
     compare.add_argument("--embedding-lr", type=_rate, help="AdaGrad's, for all models (0.1)")
     compare.add_argument(
-        "--initial-accumulator", type=float, help="AdaGrad's of a new row, for all models (0)"
+        "--initial-accumulator", type=float, help="AdaGrad's of a new row, for all models (4)"
     )
     compare.add_argument("--workers", type=_count, help="processes at a time (default: the processors)")
     compare.add_argument("--out", type=Path, default=Path("freshet-compare"))

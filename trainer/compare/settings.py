@@ -44,8 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     protocol: Protocol = Protocol()
     dense_learning_rate: float = 3e-3
     embedding_learning_rate: float = 0.1
+    embedding_initial_accumulator: float = 4.0
     """Of Adam and of AdaGrad, the same for all models; how they were chosen: docs/compare.md."""
-    embedding_initial_accumulator: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "seeds", "impressions", "batch_size"):
