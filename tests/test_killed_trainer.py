@@ -93,6 +93,7 @@ def kill_in_the_middle(config: Path, run_dir: Path, *, after_impressions: int) -
     return trained
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(290)
 def test_killed_trainer_ends_in_the_same_state_as_one_that_never_was(
     embedded_broker: Any, tmp_path: Path

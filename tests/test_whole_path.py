@@ -170,6 +170,7 @@ def test_two_ranks_take_the_whole_path_with_data_for_one(tmp_path: Path) -> None
     check_summary(out, impressions=8000, domains={"discovery", "featured_video", "slide"})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_interrupt_stops_every_process_cleanly(tmp_path: Path) -> None:
     """A Ctrl-C in the terminal: SIGINT to the whole foreground group, in the middle of training."""

@@ -145,6 +145,7 @@ def test_error_in_a_score_is_found_with_its_line_when_the_table_is_made(
     assert place in str(caught.value)
 
 
+@pytest.mark.slow
 def test_score_that_overflows_later_keeps_the_row_its_last_one_and_is_counted() -> None:
     @score
     def doubling(old: float, shows: int, positives: int, age_s: int, updates: int) -> float:
