@@ -414,7 +414,10 @@ class VersionLog:
         Raises: LogError; the next retention drops it then.
         """
         with self._mutex:
+            left = self._snapshot_segments - named_segments(self.entries)
             self._snapshot_segments.clear()
+            if not left:
+                return
             try:
                 self._segments.roll()
             finally:
