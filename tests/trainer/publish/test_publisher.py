@@ -184,6 +184,15 @@ class Rig:
             np.testing.assert_array_equal(served.last_seen_s_N, live.last_seen_s_N[own_N])
             assert client.status().num_rows == int(own_N.sum())
 
+    def assert_began_anew(self, client: ParamServerClient, *, after: int, parent: Version) -> None:
+        """Args: after: the generation that was fenced; parent: the head before."""
+        newest = client.versions()[-1]
+        assert newest.kind == "full"
+        assert newest.version == Version(self.publisher.generation, 1)
+        assert self.publisher.generation > after
+        assert newest.parent == parent
+        self.assert_serving_equals_training(client)
+
 
 MakeRig = Callable[..., Rig]
 
@@ -354,12 +363,7 @@ def test_after_an_operators_rollback_the_trainer_begins_a_generation_with_a_full
         assert client.status().head == made
         rig.publish()  # opens the generation
         rig.publish()
-        newest = client.versions()[-1]
-        assert newest.kind == "full"
-        assert newest.version == Version(rig.publisher.generation, 1)
-        assert rig.publisher.generation > first
-        assert newest.parent == made
-        rig.assert_serving_equals_training(client)
+        rig.assert_began_anew(client, after=first, parent=made)
 
 
 @pytest.mark.timeout(120)
@@ -383,10 +387,7 @@ def test_after_a_repair_of_the_log_the_trainer_goes_on_with_a_full_version(
     rig.publish()  # opens another
     rig.publish()
     with ParamServerClient(shards.addresses[0], 30) as client:
-        version = client.versions()[-1]
-        assert (version.kind, version.parent) == ("full", Version(first, 1))
-        assert version.version.generation == rig.publisher.generation > first + 1
-        rig.assert_serving_equals_training(client)
+        rig.assert_began_anew(client, after=first + 1, parent=Version(first, 1))
         client.open_generation(0)  # and this is a newer trainer
         rig.train(3)
         with pytest.raises(FencedError, match="a newer trainer opened"):
