@@ -176,11 +176,16 @@ class KafkaBroker:
         properties = self.directory / "server.properties"
         if not properties.exists():
             properties.write_text(self._properties())
-            self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties)).wait(
-                60
-            )
+            self._format(properties)
         self.process = self._java("kafka.Kafka", str(properties))
         wait_for(self._accepts)
+
+    def _format(self, properties: Path) -> None:
+        # The id in one word with its option: one of 64 begins with "-" and would be taken for an option.
+        storage = self._java(
+            "kafka.tools.StorageTool", "format", f"--cluster-id={_cluster_id()}", "-c", str(properties)
+        )
+        assert storage.wait(60) == 0, self._log_end()
 
     def kill(self) -> None:
         """SIGKILL: nothing is shut down in order."""
@@ -191,9 +196,12 @@ class KafkaBroker:
 
     def _accepts(self) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, (self.directory / "broker.log").read_text()[-2000:]
+        assert self.process.poll() is None, self._log_end()
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def _log_end(self) -> str:
+        return (self.directory / "broker.log").read_text()[-2000:]
 
     def _java(self, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.directory / "broker.log").open("ab") as log:
