@@ -296,6 +296,7 @@ def test_what_could_change_unseen_is_refused(body: str, message: str, shop: Any,
         IdTable(TablePolicy(num_slots=2), score=importlib.import_module("shop.more").worth)
 
 
+@pytest.mark.slow
 def test_compiled_user_score_is_found_again_by_the_next_process(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
