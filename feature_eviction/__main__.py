@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import msgspec
 from feature_eviction.dry_run import Point, dry_run, plot
 from feature_eviction.errors import FeatureEvictionError
 from feature_eviction.event_file import Columns, events_of
+from feature_eviction.plot_path import plot_path
 from feature_eviction.policy import ClassPolicy, ScoreConfig, TablePolicy
 from feature_eviction.propose_ttl import QUANTILE, Proposal, propose_ttls
 
@@ -29,8 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
             )
             sys.stdout.write(_ttl_report(proposals, columns))
             return 0
-        if options.plot is not None:
-            _check_plot(options.plot)
         run = dry_run(_policy(options), events_of(options.file, columns))
         if not run.points:
             raise FeatureEvictionError(f"{options.file} holds no sightings")
@@ -58,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--policy", type=Path, help="a TablePolicy as TOML or JSON, instead of --score and --ttl-s"
     )
     dry.add_argument("--ttl-s", type=int, help="one lifetime for all key columns")
-    dry.add_argument("--plot", type=Path, help="a file that ends in .svg or .png")
+    dry.add_argument("--plot", type=plot_path, help="a file that ends in .svg or .png")
     dry.add_argument("--why", type=int, action="append", default=[], help="explain a key (class << 52 | id)")
     for command in (ttl, dry):
         command.add_argument("file", type=Path, metavar="FILE.csv[.gz]")
@@ -67,16 +65,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--time-ms", action="store_true", help="that column is in milliseconds")
         command.add_argument("--label", help="the column that is above 0 for a positive")
     return parser
-
-
-def _check_plot(path: Path) -> None:
-    """Looked at before the stream is read, which may take long. Raises: FeatureEvictionError."""
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise FeatureEvictionError(f"--plot {path}: expected a file that ends in .svg or .png")
-    if not path.parent.is_dir():
-        raise FeatureEvictionError(f"--plot {path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise FeatureEvictionError(f"--plot {path}: cannot be written")
 
 
 def _policy(options: argparse.Namespace) -> TablePolicy:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_eviction.keys import make_keys
+from feature_eviction.plot_path import plot_path
 from param_server.errors import RulesError
 from param_server.rules_config import RULES_PRESETS, RulesConfig
 from param_server.rules_simulation import Outcome, Setting, Updates, simulate
@@ -43,7 +44,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--ids", type=int, default=100_000, help="distinct ids of the synthetic stream")
     parser.add_argument("--rate", type=int, default=2_000, help="its updates a second")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="a file that ends in .svg or .png")
+    parser.add_argument("--plot", type=plot_path, help="a file that ends in .svg or .png")
     parser.set_defaults(run=run)
 
 
@@ -164,12 +165,7 @@ def report(outcomes: dict[str, Outcome]) -> str:
 
 
 def plot(outcomes: dict[str, Outcome], path: Path) -> None:
-    """The share of updates that met a row at most so stale, a line a set of rules.
-
-    Raises: RulesError for another ending than .svg or .png.
-    """
-    if path.suffix not in (".svg", ".png"):
-        raise RulesError(f"--plot: expected a file that ends in .svg or .png, found '{path}'")
+    """The share of updates that met a row at most so stale, a line a set of rules."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4))

@@ -140,7 +140,7 @@ def test_a_plot_that_could_not_be_written_is_refused_before_the_stream_is_read(
     arguments = ["--key", "user", "--time", "time", "--num-slots", 50, "--plot", tmp_path / picture]
     done = run("dry-run", tmp_path / "no-such-stream.csv", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"--plot {tmp_path / picture}: {fault}" in done.stderr
+    assert f"argument --plot: {tmp_path / picture}: {fault}" in done.stderr
 
 
 def test_dry_run_takes_a_whole_policy(stream_file: Path, tmp_path: Path) -> None:

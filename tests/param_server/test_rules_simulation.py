@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from feature_eviction.keys import make_keys
 from param_server.errors import RulesError
-from param_server.rules_command import load_rules, read_updates, report, synthetic_updates
+from param_server.rules_command import add_parser, load_rules, read_updates, report, synthetic_updates
 from param_server.rules_config import RowRules, RulesConfig
 from param_server.rules_simulation import Setting, Updates, simulate
 
@@ -165,3 +166,12 @@ def test_the_command_shows_rules_side_by_side_and_draws_them(tmp_path):
     assert float(lines[3].split()[2].rstrip("x")) > 1
     assert "few_updates" in lines[3]
     assert b"<svg" in drawing.read_bytes()
+
+
+def test_a_plot_that_could_not_be_written_is_refused_before_the_simulation(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    away = tmp_path / "away" / "staleness.svg"
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["rules", "simulate", "--synthetic", "9", "--rules", "pepnet", "--plot", str(away)])
+    assert f"argument --plot: {away}: there is no folder" in capsys.readouterr().err
