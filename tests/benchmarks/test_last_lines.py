@@ -74,6 +74,7 @@ def test_eviction_quality_judges_every_policy_at_every_size(run_benchmark, tmp_p
         assert drawn.rstrip().endswith("</svg>")
 
 
+@pytest.mark.slow
 def test_a_trace_with_columns_of_other_names_is_read(run_benchmark, tmp_path: Path):
     trace = tmp_path / "views.csv"
     with trace.open("w", newline="") as file:

@@ -78,6 +78,7 @@ def test_a_campaign_that_cannot_begin_says_why(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_zygotes_children_end_as_processes_end(tmp_path: Path) -> None:
     """An operator's error is exit code 1 and one line; a signal is a signal; nobody outlives the zygote."""

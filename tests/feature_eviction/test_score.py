@@ -63,6 +63,7 @@ def test_row_of_the_lowest_user_score_leaves() -> None:
     assert result.evicted_keys_K.tolist() == [1]
 
 
+@pytest.mark.slow
 def test_score_named_in_the_configuration_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

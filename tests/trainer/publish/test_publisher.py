@@ -397,7 +397,7 @@ def test_after_a_repair_of_the_log_the_trainer_goes_on_with_a_full_version(
 @pytest.mark.timeout(120)
 def test_versions_of_nothing_are_rare(shards: Shards, make_rig: MakeRig) -> None:
     shards.start()
-    rig = make_rig(shards.addresses, interval_ms=500, idle_interval_ms=10_000)
+    rig = make_rig(shards.addresses, interval_ms=500, idle_interval_ms=10_000, request_timeout_s=2)
     due = rig.publishing.due
     assert due(now_s=0.0), "the first version waits for nothing"
     rig.publish()
@@ -566,7 +566,7 @@ def test_a_rollback_that_fails_is_tried_again_when_the_next_version_is_due(
         rig.publish()
     shards.kill()
     while not rig.publisher.held_because:
-        rig.train(2, flipped=True)
+        rig.train(6, flipped=True)
         rig.publish()
     assert rig.publisher.totals.failed >= 1
     shards.restart()
