@@ -48,10 +48,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m feature_eviction", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     ttl = commands.add_parser("propose-ttl", help="a lifetime for each key column from the gaps of its ids")
-    ttl.add_argument("--quantile", type=float, default=QUANTILE)
+    ttl.add_argument(
+        "--quantile",
+        type=float,
+        default=QUANTILE,
+        help="of an id's gaps that its lifetime must cover (default: %(default)s)",
+    )
     dry = commands.add_parser("dry-run", help="what a policy and budget would have evicted")
     dry.add_argument("--num-slots", type=int, required=True)
-    dry.add_argument("--score", default="kraken", help="a shipped score or module:function")
+    dry.add_argument(
+        "--score", default="kraken", help="a shipped score or module:function (default: %(default)s)"
+    )
     dry.add_argument(
         "--policy", type=Path, help="a TablePolicy as TOML or JSON, instead of --score and --ttl-s"
     )

@@ -55,12 +55,21 @@ def main(argv: list[str] | None = None) -> int:
     versions_from = replica.add_mutually_exclusive_group(required=True)
     versions_from.add_argument("--shard", help="the shard's host:port")
     versions_from.add_argument("--log-dir", help="read the log itself: a folder, or scheme://... (fsspec)")
-    replica.add_argument("--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any")
-    replica.add_argument("--name", default="replica", help="shown by the shard")
-    replica.add_argument("--channel", choices=("canary", "stable"), default="canary")
+    replica.add_argument(
+        "--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any (default: %(default)s)"
+    )
+    replica.add_argument("--name", default="replica", help="shown by the shard (default: %(default)s)")
+    replica.add_argument(
+        "--channel",
+        choices=("canary", "stable"),
+        default="canary",
+        help="every version, or the promoted one (default: %(default)s)",
+    )
     replica.add_argument("--pin", default="", help="start at this version and stay there")
     replica.add_argument("--serving-config", type=Path, help="TOML: row format, memory, lifetimes")
-    replica.add_argument("--stale-after-s", type=int, default=0, help="not ready beyond it; 0 = never")
+    replica.add_argument(
+        "--stale-after-s", type=int, default=0, help="not ready beyond it; 0 = never (default: %(default)s)"
+    )
     replica.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
     status = commands.add_parser("status", help="show the state of a shard or a replica")
     status.add_argument("address")

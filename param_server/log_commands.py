@@ -47,7 +47,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
             command.add_argument("old", help="generation.sequence")
             command.add_argument("new", help="generation.sequence")
         if name == "gc":
-            command.add_argument("--keep-full", type=int, default=2, help="full versions and snapshots kept")
+            command.add_argument(
+                "--keep-full",
+                type=int,
+                default=2,
+                help="full versions and snapshots kept (default: %(default)s)",
+            )
 
 
 def run(arguments: argparse.Namespace) -> int:

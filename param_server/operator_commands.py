@@ -22,7 +22,12 @@ def add_parsers(commands: Any) -> None:
     pin.add_argument("address", help="the replica's host:port")
     pin.add_argument("version", nargs="?", default="", help="generation.sequence")
     pin.add_argument("--off", action="store_true", help="follow the channel again")
-    pin.add_argument("--timeout-s", type=float, default=60.0, help="how long to wait until it is there")
+    pin.add_argument(
+        "--timeout-s",
+        type=float,
+        default=60.0,
+        help="how long to wait until it is there (default: %(default)s)",
+    )
     promote = commands.add_parser("promote", help="name the version of the stable channel")
     promote.add_argument("address", help="the shard's host:port")
     promote.add_argument("version", help="generation.sequence")

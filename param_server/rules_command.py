@@ -37,13 +37,27 @@ def add_parser(commands: Any) -> None:
         "--synthetic", type=int, metavar="N", help="so many updates with popular and rare ids"
     )
     parser.add_argument("--rules", action="append", required=True, help="a preset or a TOML file; repeatable")
-    parser.add_argument("--dim", type=int, default=16)
-    parser.add_argument("--row-format", choices=ROW_FORMATS, default="float32")
-    parser.add_argument("--publish-every-s", type=int, default=1)
-    parser.add_argument("--score-decay-per-day", type=float, default=0.02)
-    parser.add_argument("--ids", type=int, default=100_000, help="distinct ids of the synthetic stream")
-    parser.add_argument("--rate", type=int, default=2_000, help="its updates a second")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dim", type=int, default=16, help="width of a row (default: %(default)s)")
+    parser.add_argument(
+        "--row-format",
+        choices=ROW_FORMATS,
+        default="float32",
+        help="of rows on the wire (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--publish-every-s", type=int, default=1, help="seconds between passes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--score-decay-per-day",
+        type=float,
+        default=0.02,
+        help="share of a score lost in a day (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ids", type=int, default=100_000, help="distinct ids of the synthetic stream (default: %(default)s)"
+    )
+    parser.add_argument("--rate", type=int, default=2_000, help="its updates a second (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the synthetic stream (default: %(default)s)")
     parser.add_argument("--plot", type=plot_path, help="a file that ends in .svg or .png")
     parser.set_defaults(run=run)
 

@@ -23,19 +23,33 @@ MAINTAIN_S = 0.5
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any")
+    parser.add_argument(
+        "--address", default="127.0.0.1:0", help="host:port to listen at; port 0 = any (default: %(default)s)"
+    )
     parser.add_argument(
         "--log-dir", required=True, help="where the version log lies: a folder, or scheme://... (fsspec)"
     )
     parser.add_argument(
-        "--keep-full", type=int, default=2, help="full versions and snapshots kept in the log"
+        "--keep-full",
+        type=int,
+        default=2,
+        help="full versions and snapshots kept in the log (default: %(default)s)",
     )
-    parser.add_argument("--shard", type=int, default=0, help="this shard's number; 0 coordinates")
-    parser.add_argument("--num-shards", type=int, default=1, help="shards that share the log")
     parser.add_argument(
-        "--snapshot-every", type=int, default=0, help="deltas after which a snapshot is made; 0 = never"
+        "--shard", type=int, default=0, help="this shard's number; 0 coordinates (default: %(default)s)"
     )
-    parser.add_argument("--memory-mib", type=int, default=0, help="for rows in memory; 0 = no limit")
+    parser.add_argument(
+        "--num-shards", type=int, default=1, help="shards that share the log (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--snapshot-every",
+        type=int,
+        default=0,
+        help="deltas after which a snapshot is made; 0 = never (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory-mib", type=int, default=0, help="for rows in memory; 0 = no limit (default: %(default)s)"
+    )
     parser.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
 
 

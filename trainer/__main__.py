@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
     config = commands.add_parser("config", help="print a preset as TOML, or what every key means")
     what = config.add_mutually_exclusive_group()
-    what.add_argument("--preset", default="quickstart")
+    what.add_argument("--preset", default="quickstart", help="by name (default: %(default)s)")
     what.add_argument("--reference", action="store_true", help="print docs/configuration.md instead")
     config.add_argument(
         "--optimizer", help="a pair of optimizers by name: online (default), production, adam"
@@ -98,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     calibration = commands.add_parser(
         "calibration", help="the synthetic stream beside PEPNet's Table 1, and what can be learned of it"
     )
-    calibration.add_argument("--preset", default="quickstart")
+    calibration.add_argument("--preset", default="quickstart", help="whose stream (default: %(default)s)")
     calibration.add_argument("--impressions", type=_positive, help="of the stream (default: the preset's)")
-    calibration.add_argument("--seed", type=int)
+    calibration.add_argument("--seed", type=int, help="of the stream (default: the preset's)")
     calibration.add_argument("--json", action="store_true", help="the figures as JSON")
     calibration.set_defaults(command=_calibration)
 
@@ -118,12 +118,19 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--seconds", type=_positive_seconds, help="stop producing after this long")
     run.add_argument("--rate", type=_positive, help="impressions a second to produce")
     run.add_argument("--data", type=Path, help="KuaiRand file or directory instead of the synthetic stream")
-    run.add_argument("--out", type=Path, default=Path("freshet-run"), help="run directory")
+    run.add_argument(
+        "--out", type=Path, default=Path("freshet-run"), help="run directory (default: %(default)s)"
+    )
     run.add_argument("--bootstrap-servers", help="a real Kafka instead of the embedded broker")
     run.add_argument(
         "--order", choices=("strict", "loose"), help="kafka.order instead of the configuration's"
     )
-    run.add_argument("--ranks", type=_positive, default=1, help="trainer processes (torchrun when above 1)")
+    run.add_argument(
+        "--ranks",
+        type=_positive,
+        default=1,
+        help="trainer processes (torchrun when above 1; default: %(default)s)",
+    )
     run.add_argument("--seed", type=int)
     run.add_argument("--resume", action="store_true", help="go on in an earlier run's directory")
     _add_auto_rollback(run)

@@ -43,7 +43,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     compare.add_argument("--ablations", action="store_true", help="PEPNet with one thing changed at a time")
     compare.add_argument("--preset", help="the stream: seesaw (default), one_domain, ...")
     compare.add_argument("--data", type=Path, help="KuaiRand file or folder instead of the synthetic stream")
-    compare.add_argument("--mode", choices=("batch", "online"), default="batch")
+    compare.add_argument(
+        "--mode",
+        choices=("batch", "online"),
+        default="batch",
+        help="epochs over files, or predict then train (default: %(default)s)",
+    )
     compare.add_argument(
         "--epochs", type=_count, help="batch mode: at most so many (3); the best on the validation day counts"
     )
@@ -54,7 +59,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--initial-accumulator", type=float, help="AdaGrad's of a new row, for all models (4)"
     )
     compare.add_argument("--workers", type=_count, help="processes at a time (default: the processors)")
-    compare.add_argument("--out", type=Path, default=Path("freshet-compare"))
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=Path("freshet-compare"),
+        help="folder of data, runs and tables (default: %(default)s)",
+    )
     compare.set_defaults(command=_compare)
 
 
