@@ -251,6 +251,7 @@ def run(children, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, output.decode(), errors.decode().strip().splitlines()[-1] if errors else ""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_operators_pin_and_promote_real_processes(kit, children):
     shard = children.shard(keep_full=3)

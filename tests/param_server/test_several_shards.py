@@ -67,6 +67,7 @@ def assert_answers(replica: ReplicaClient, trainer: Any, inputs: dict[str, Any])
         np.testing.assert_allclose(prediction.outputs[task], values, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_shards_and_the_log_alone_give_replicas_the_same_versions(kit, children):
     shards = [start_shard(children, number) for number in (0, 1)]

@@ -45,6 +45,7 @@ def assert_adams_rows_are_one_ranks(
     assert num == shard.ids.num_rows > 100
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_batch_that_is_bad_on_one_of_two_ranks_is_skipped_by_both_as_one_rank_would(
     ranks: Ranks,

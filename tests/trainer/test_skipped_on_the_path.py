@@ -231,6 +231,7 @@ def test_skipped_batches_are_kept_by_id_and_counted_once(
     assert newest_manifest(killed)["files"] == newest_manifest(unbroken)["files"]
 
 
+@pytest.mark.slow
 def test_a_model_that_has_gone_wrong_stops_the_run_and_says_how_to_go_on(
     config: Config, records: list[Impressions], tmp_path: Path
 ) -> None:

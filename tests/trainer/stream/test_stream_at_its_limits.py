@@ -81,6 +81,7 @@ def _until_error(source: KafkaSource) -> None:
         source.poll_batch(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["strict", "loose"])
 def test_a_broker_that_is_killed_and_returns_costs_nothing(
     kafka_broker, kafka_config, send, open_source, order
