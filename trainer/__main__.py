@@ -131,7 +131,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         default=1,
         help="trainer processes (torchrun when above 1; default: %(default)s)",
     )
-    run.add_argument("--seed", type=int)
+    run.add_argument("--seed", type=int, help="of stream and model (default: the configuration's)")
     run.add_argument("--resume", action="store_true", help="go on in an earlier run's directory")
     _add_auto_rollback(run)
     run.add_argument("--live", action=argparse.BooleanOptionalAction, help="live terminal view")

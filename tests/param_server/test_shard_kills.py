@@ -41,16 +41,18 @@ class Steadfast:
         """A shard killed between two calls: the next would wait for it until its deadline."""
         if fired.exists() and not self.num_restarts:
             shard.process.wait(timeout=20)
-            self.num_restarts += 1
-            self._restart()
+            self._start_again()
+
+    def _start_again(self) -> None:
+        self.num_restarts += 1
+        self._restart()
 
     def repeat(self, call):
         for _ in range(10):
             try:
                 return call()
             except UnavailableError:
-                self.num_restarts += 1
-                self._restart()
+                self._start_again()
             except MissingBlobError:
                 continue  # staged before the kill: `call` sends it again
         raise AssertionError("the shard does not stay up")

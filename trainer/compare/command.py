@@ -38,7 +38,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     size.add_argument(
         "--full", action="store_true", help="5 seeds of 2 million impressions: the one to quote"
     )
-    compare.add_argument("--seeds", type=_count)
+    compare.add_argument("--seeds", type=_count, help="how many, from 1 on (3)")
     compare.add_argument("--impressions", type=_count, help="drawn for each seed")
     compare.add_argument("--ablations", action="store_true", help="PEPNet with one thing changed at a time")
     compare.add_argument("--preset", help="the stream: seesaw (default), one_domain, ...")
