@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import subprocess
 import threading
-from functools import partial
 
 import numpy as np
 import pytest
@@ -205,8 +204,8 @@ def test_a_replica_that_starts_in_the_middle_of_publishing_gets_every_row(kit, c
 
 def test_a_full_disk_refuses_the_version_by_name_and_goes_on_when_there_is_room(kit, children, tmp_path):
     """A file size limit for the process stands for a disk that takes no more: writes come back short."""
-    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (60_000, -1))
-    shard = children.shard("127.0.0.1:0", preexec_fn=limit)
+    shard = children.shard("127.0.0.1:0")
+    resource.prlimit(shard.process.pid, resource.RLIMIT_FSIZE, (60_000, -1))
     keys = kit.all_keys()
     with ParamServerClient(shard.address, timeout_s=60) as client:
         trainer = kit.trainer(client)
