@@ -44,6 +44,18 @@ def logging_as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def heeded_interrupts() -> Iterator[None]:
+    """A job that a shell runs in the background ignores SIGINT, and so would the commands that tests start.
+
+    Set before they fork: between fork and exec (`preexec_fn`) gRPC starts its threads again, and they complain
+    on the command's stderr when their descriptors are closed.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session")
 def ranks() -> Ranks:
     """The one process group that a test process may have."""

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -129,19 +129,6 @@ def test_a_file_where_a_folder_must_be_is_one_line(config_file: Path, tmp_path: 
     assert "Traceback" not in shard.stderr
 
 
-@pytest.fixture
-def heeded_interrupts() -> Iterator[None]:
-    """A job that a shell runs in the background ignores them, and so would its children.
-
-    Set before the fork: between fork and exec gRPC starts its threads again, and they complain when
-    their descriptors are closed.
-    """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heeded_interrupts")
 def test_interrupt_ends_a_command_without_a_traceback(tmp_path: Path) -> None:
     """The configuration is a pipe that this test holds open: the command is known to be reading."""
     pipe = tmp_path / "config.toml"
