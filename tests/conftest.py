@@ -48,8 +48,8 @@ def logging_as_it_was() -> Iterator[None]:
 def heeded_interrupts() -> Iterator[None]:
     """A job that a shell runs in the background ignores SIGINT, and so would the commands that tests start.
 
-    Set before they fork: between fork and exec (`preexec_fn`) gRPC starts its threads again, and they complain
-    on the command's stderr when their descriptors are closed.
+    Set before they fork: between fork and exec (`preexec_fn`) gRPC starts its threads again, and they
+    complain on the command's stderr when their descriptors are closed.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield

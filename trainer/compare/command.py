@@ -27,7 +27,6 @@ DEFAULT = Size(3, 500_000, 3)
 FULL = Size(5, 2_000_000, 2)
 QUICK = Size(2, 200_000, 2)
 QUICK_MODELS = ("shared_bottom", "mmoe", "dcnv2_mt", "pepnet")
-RECORDING_TIME_ZONE_H = 8
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -113,6 +112,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     from trainer.compare.protocol import Protocol
     from trainer.compare.settings import Settings
     from trainer.config import preset
+    from trainer.data.kuairand import TIME_ZONE_H
 
     size = FULL if options.full else QUICK if options.quick else DEFAULT
     chosen = {
@@ -125,7 +125,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     preset(name)
     protocol = Protocol(
         interactions_min=options.min_interactions or Protocol().interactions_min,
-        time_zone_h=RECORDING_TIME_ZONE_H if options.data is not None else 0,
+        time_zone_h=TIME_ZONE_H if options.data is not None else 0,
     )
     try:
         return Settings(

@@ -45,11 +45,15 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     facts: DataFacts
 
     def hash(self) -> str:
-        """A short digest of everything that decides the result, but for the data and the code."""
+        """A short digest of everything that decides the result, but for the data and this program's code."""
+        from trainer.model.outside import code_of
+        from trainer.model.registry import is_outside
+
         settings = self.settings
+        model = self.variant.model
         meaning = (
             config_of(self).hash(),
-            self.variant.model,
+            [model, code_of(model)] if is_outside(model) else model,
             self.task,
             self.domain,
             settings.mode,

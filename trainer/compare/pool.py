@@ -149,7 +149,13 @@ class _Feeder(threading.Thread):
         except BrokenPipeError:
             return False
         for line in process.stdout:
-            message = msgspec.json.decode(line, type=Message)
+            try:
+                message = msgspec.json.decode(line, type=Message)
+            except msgspec.MsgspecError as error:
+                process.kill()
+                self._events.put(Event(spec, Message(error=f"{spec.name}: unreadable answer: {error}")))
+                self._end()
+                return True
             self._events.put(Event(spec, message))
             if message.trained is None:
                 return True

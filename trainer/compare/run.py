@@ -23,11 +23,14 @@ from trainer.recommender import Recommender
 
 RESULT_FORMAT = 1
 DECIDING = (
-    *("model/*.py", "recommender.py", "tables.py", "features.py", "id_routing.py", "finite.py"),
-    *("row_init.py", "row_adam.py", "task_scaling.py", "metrics.py"),
-    *("compare/run.py", "compare/evaluation.py", "compare/expected.py"),
+    *("trainer/model/*.py", "trainer/recommender.py", "trainer/tables.py", "trainer/features.py"),
+    *("trainer/id_routing.py", "trainer/collectives.py", "trainer/row_init.py", "trainer/row_adam.py"),
+    *("trainer/finite.py", "trainer/task_scaling.py", "trainer/metrics.py"),
+    *("trainer/stream/columns.py", "trainer/stream/slicing.py"),
+    *("trainer/compare/run.py", "trainer/compare/dataset.py", "trainer/compare/protocol.py"),
+    *("trainer/compare/evaluation.py", "trainer/compare/expected.py", "feature_eviction/*.py"),
 )
-"""Configuration and data have digests of their own."""
+"""Configuration, data and models from outside have digests of their own."""
 Scores = npt.NDArray[np.float32]
 Progress = Callable[[int], None]
 """Told how many impressions have been trained since the last call."""
@@ -50,7 +53,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     best_epoch: int
     num_trained: int
     cost_us: float
-    """Processor time of a training step over its impressions, median of all steps."""
+    """Processor time of a training step over its impressions, median of all steps; 0 without any."""
     parameters: int
     """Of the dense model."""
     cpu_s: float
@@ -75,7 +78,7 @@ def run(spec: RunSpec, data: Dataset, *, ranks: Ranks, progress: Progress) -> Ru
         validation=validation,
         best_epoch=best_epoch,
         num_trained=training.num_trained,
-        cost_us=float(np.median(training.costs_us)),
+        cost_us=float(np.median(training.costs_us)) if training.costs_us else 0.0,
         parameters=training.num_parameters(),
         cpu_s=time.process_time() - start_cpu_s,
         wall_s=time.monotonic() - start_s,
@@ -90,14 +93,14 @@ def judged_slices(spec: RunSpec) -> tuple[str, ...]:
 @cache
 def code_digest() -> str:
     """Of this program's files that decide a result."""
-    return digest_of_code(Path(__file__).parent.parent)
+    return digest_of_code(Path(__file__).parent.parent.parent)
 
 
-def digest_of_code(package: Path) -> str:
-    """Of the files of `trainer` that decide what a model learns and how it is judged."""
+def digest_of_code(root: Path) -> str:
+    """Of the files that decide what a model learns and how it is judged. Args: root: holds the packages."""
     digest = hashlib.sha256()
     for pattern in DECIDING:
-        for file in sorted(package.glob(pattern)):
+        for file in sorted(root.glob(pattern)):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -143,7 +146,7 @@ class _Training:
     def online(self) -> tuple[list[Cell], list[float | None], int]:
         """Each impression is predicted, then trained, in the order of events."""
         rows_M = np.sort(np.concatenate([self._rows(name) for name in ("train", "validation", "test")]))
-        scores = [
+        scores = [self._no_scores()] + [
             self._step(rows_M[start : start + self._batch_size])
             for start in range(0, len(rows_M), self._batch_size)
         ]
@@ -181,12 +184,15 @@ class _Training:
         return scores_BT
 
     def _judge(self, rows_M: Rows) -> list[Cell]:
-        parts = []
+        parts = [self._no_scores()]
         for start in range(0, len(rows_M), self._batch_size):
             rows_B = rows_M[start : start + self._batch_size]
             parts.append(self.recommender.predict(self._data.take(rows_B, task=self._task)))
-        num_tasks = len(self.config.schema.tasks)
-        return self._cells(rows_M, np.concatenate(parts) if parts else np.zeros((0, num_tasks), np.float32))
+        return self._cells(rows_M, np.concatenate(parts))
+
+    def _no_scores(self) -> Scores:
+        """Of a slice without impressions: a model of one domain may have none."""
+        return np.zeros((0, len(self.config.schema.tasks)), np.float32)
 
     def _cells(self, rows_M: Rows, scores_MT: Scores) -> list[Cell]:
         cells = _cells_of(self._spec, self._data, rows_M, scores_MT, task=self._task)

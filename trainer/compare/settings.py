@@ -18,13 +18,13 @@ from trainer.compare.protocol import Protocol
 from trainer.config import Config, preset
 from trainer.config.config import TableConfig
 from trainer.config.schema import FeatureConfig
+from trainer.data.kuairand import recording_files
 from trainer.publish.changed_rows import BYTES_PER_SLOT
 
 Mode = Literal["batch", "online"]
 
 SPARE_ROWS = 2.0
 """Rows a table gets for each distinct key of the data: nothing ever has to leave."""
-KUAIRAND_TIME_ZONE_H = 8
 PREDICTION_ROWS = 1024
 
 
@@ -136,6 +136,5 @@ def _drawing_code() -> str:
 
 def _files(path: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of the recording's files: hashing gigabytes at each start would cost more."""
-    folder = path if path.is_dir() else path.parent
-    found = sorted(one for one in folder.glob("*.csv*") if one.is_file())
-    return [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in found]
+    found = [(one.name, one.stat()) for one in recording_files(path)]
+    return [(name, facts.st_size, facts.st_mtime_ns) for name, facts in found]

@@ -148,6 +148,11 @@ def _put_together(
             )
             continue
         done = [(spec, result) for spec, result in runs if result is not None]
+        notes += [
+            f"{name}, seed {seed}: no impressions of {spec.domain} to train on, it is judged untrained there"
+            for spec, result in done
+            if spec.domain is not None and not result.num_trained
+        ]
         by_variant.setdefault(name, {})[seed] = _Trained(
             cells=[cell for _, result in done for cell in result.cells],
             cost_us=_cost_us(done),
@@ -187,11 +192,15 @@ def _put(columns: dict[Column, BySeed], column: Column, seed: int, value: float 
 
 
 def _best(means: Mapping[str, Mapping[Column, Estimate]], names: Sequence[str]) -> dict[Column, str]:
-    """Of these rows the one with the highest mean, by column."""
+    """Of these rows the one with the highest mean, by column, among those that have the most seeds there.
+
+    A row that failed in the harder seeds must not be called the best for its easier ones.
+    """
     best: dict[Column, str] = {}
     for name in names:
         for column, found in means.get(name, {}).items():
-            if column not in best or found.mean > means[best[column]][column].mean:
+            held = means[best[column]][column] if column in best else None
+            if held is None or (found.seeds, found.mean) > (held.seeds, held.mean):
                 best[column] = name
     return best
 

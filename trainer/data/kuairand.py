@@ -48,6 +48,8 @@ FEATURES = (
     *USER_WORDS,
     *VIDEO_WORDS,
 )
+USER_TABLES = "user_features_*.csv"
+VIDEO_TABLES = "video_features_basic_*.csv"
 TIME_ZONE_H = 8
 """The platform's local time, for the hour of the day."""
 
@@ -69,11 +71,11 @@ class KuaiRandReader:
         self._is_trace = [LIKE_OR_HATE in header(log) for log in self.logs]
         self._columns = [_needed_columns(log, schema) for log in self.logs]
         folder = path if path.is_dir() else path.parent
-        users = _one_file(folder, "user_features_*.csv")
+        users = _one_file(folder, USER_TABLES)
         self._users: UserTable = read_users(users, words=self._wanted(USER_WORDS)) if users else no_users()
         # The trimmed trace counts videos as KuaiRand-27K does; another edition's table beside it would
         # join the features of other videos.
-        videos = None if any(self._is_trace) else _one_file(folder, "video_features_basic_*.csv")
+        videos = None if any(self._is_trace) else _one_file(folder, VIDEO_TABLES)
         self._videos: VideoTable = (
             read_videos(videos, words=self._wanted(VIDEO_WORDS)) if videos else no_videos()
         )
@@ -193,6 +195,18 @@ class KuaiRandReader:
         return domain_N
 
 
+def recording_files(path: Path) -> list[Path]:
+    """Every file that a reader of `path` could read: the logs, the tables of users and of videos.
+
+    Raises: DataError if there is no log.
+    """
+    path = _data_folder(path)
+    logs = _find_logs(path)
+    folder = path if path.is_dir() else path.parent
+    beside = [one for pattern in (USER_TABLES, VIDEO_TABLES) for one in _plain_or_gzip(folder, pattern)]
+    return [*logs, *beside]
+
+
 def check_recording(path: Path, schema: SchemaConfig) -> None:
     """What can be seen of a recording at once: its names, its columns and each log's first block of lines.
 
@@ -269,14 +283,18 @@ def _find_logs(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     for pattern in ("log_*.csv", "trace_*.csv"):
-        logs = sorted([*path.glob(pattern), *path.glob(f"{pattern}.gz")])
+        logs = _plain_or_gzip(path, pattern)
         if logs:
             return logs
     raise DataError(f"{path}: the folder has no log_*.csv or trace_*.csv (or .csv.gz)")
 
 
+def _plain_or_gzip(folder: Path, pattern: str) -> list[Path]:
+    return sorted([*folder.glob(pattern), *folder.glob(f"{pattern}.gz")])
+
+
 def _one_file(folder: Path, pattern: str) -> Path | None:
-    found = sorted([*folder.glob(pattern), *folder.glob(f"{pattern}.gz")])
+    found = _plain_or_gzip(folder, pattern)
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise DataError(f"{folder}: expected one {pattern}, found {names}; keep the one of the log's edition")

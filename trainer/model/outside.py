@@ -5,14 +5,19 @@ Shapes: B batch, E width of the concatenated embedding, T tasks.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, FreshetError
 
 _NUM_TRIED = 2
 
@@ -27,20 +32,64 @@ def import_builder(name: str) -> Callable[..., Any]:
     if not module_name or not attribute:
         raise ConfigError(f"{where}: expected module:Class, for example my_package.my_model:MyModel")
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{where}: there is no module '{error.name}'. Start from the folder that holds it, or put that "
-            "folder on PYTHONPATH, for every process of the run."
-        ) from error
-    except ImportError as error:
-        raise ConfigError(f"{where}: the module cannot be imported: {error}") from error
+        with _code_from_outside(f"{where}: the module cannot be imported"):
+            module = importlib.import_module(module_name)
+    except ConfigError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise ConfigError(
+                f"{where}: there is no module '{error.__cause__.name}'. Start from the folder that holds it, "
+                "or put that folder on PYTHONPATH, for every process of the run."
+            ) from error.__cause__
+        raise
     builder = getattr(module, attribute, None)
     if not callable(builder):
         there = ", ".join(sorted(one for one in vars(module) if not one.startswith("_"))) or "nothing"
         raise ConfigError(f"{where}: the module has no class or function '{attribute}'; it has {there}")
     found: Callable[..., Any] = builder
     return found
+
+
+def code_of(name: str) -> str:
+    """A digest of the module's file, but not of what it imports; raises as import_builder does."""
+    import_builder(name)
+    file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
+    return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+
+
+def build_outside(build: Callable[[], Any], *, name: str, embedding_width: int, num_tasks: int) -> nn.Module:
+    """What `build` makes, looked over before it trains.
+
+    Raises: ConfigError naming the model and what fails, or what training or publishing it would trip over.
+    """
+    with _code_from_outside(f"model '{name}': it cannot be built"):
+        model = build()
+    check_model(model, name=name, embedding_width=embedding_width, num_tasks=num_tasks)
+    found: nn.Module = model
+    return found
+
+
+@contextlib.contextmanager
+def _code_from_outside(what: str) -> Iterator[None]:
+    """Whatever somebody else's code raises becomes one line that says where it was raised."""
+    try:
+        yield
+    except FreshetError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what}: {type(error).__name__}: {error}{_place_of(error)}") from error
+
+
+def _place_of(error: Exception) -> str:
+    """The last line of the code from outside that led to it, if any did."""
+    ours = str(Path(__file__).parent.parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((ours, "<"))
+        and "site-packages" not in frame.filename
+        and frame.filename not in (importlib.__file__, contextlib.__file__)
+    ]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
 def check_model(model: Any, *, name: str, embedding_width: int, num_tasks: int) -> None:
@@ -64,7 +113,8 @@ def check_model(model: Any, *, name: str, embedding_width: int, num_tasks: int) 
             "it a parameter, or register the buffer with persistent=False if it never changes."
         )
     domain_B = torch.zeros(_NUM_TRIED, dtype=torch.int64) if getattr(model, "uses_domain", False) else None
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    forward = _code_from_outside(f"{where}: its forward fails with two impressions")
+    with forward, torch.random.fork_rng(devices=[]), torch.no_grad():
         logits_BT = model(torch.zeros(_NUM_TRIED, embedding_width), domain_B)
     found = tuple(logits_BT.shape) if isinstance(logits_BT, torch.Tensor) else type(logits_BT).__name__
     if found != (_NUM_TRIED, num_tasks):

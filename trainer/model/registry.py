@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from torch import nn
@@ -24,7 +25,7 @@ from trainer.model.dcnv2 import DCNv2, DCNv2MultiTask
 from trainer.model.deepfm import DeepFM
 from trainer.model.layout import FeatureLayout
 from trainer.model.mmoe import MMoE
-from trainer.model.outside import check_model, import_builder
+from trainer.model.outside import build_outside, import_builder
 from trainer.model.pepnet import PEPNet
 from trainer.model.pepnet_halves import EPNetAlone, PEPNetMMoE, PPNetAlone
 from trainer.model.ple import PLE, PLEMultiDomain
@@ -140,10 +141,10 @@ def build_model(layout: FeatureLayout, *, num_tasks: int, num_domains: int, conf
             f"model.options: '{next(iter(config.options))}' is for a model of your own; "
             f"'{config.name}' does not read it"
         )
-    model = kind.build(layout, num_tasks=num_tasks, num_domains=num_domains, config=config)
+    build = partial(kind.build, layout, num_tasks=num_tasks, num_domains=num_domains, config=config)
     if is_outside(config.name):
-        check_model(model, name=config.name, embedding_width=layout.width, num_tasks=num_tasks)
-    return model
+        return build_outside(build, name=config.name, embedding_width=layout.width, num_tasks=num_tasks)
+    return build()
 
 
 def model_of(config: Config) -> nn.Module:

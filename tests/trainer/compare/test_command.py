@@ -115,7 +115,6 @@ def test_an_error_is_one_line(tmp_path, capsys):
 SMALL = ("--impressions", "4000", "--min-interactions", "2", "--models", "shared_bottom,pepnet")
 
 
-@pytest.mark.slow
 def _start(out: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "trainer", "compare", *SMALL, *arguments, "--out", str(out)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -137,6 +138,32 @@ def test_a_recording_is_the_same_for_every_seed_and_another_when_a_file_changes(
     assert prepare(settings, seed=2, folder=tmp_path / "data") == first
     _recording(tmp_path, bad="1,11,0,0,1650000000001,9000,1,0,0,0,0,0,0,0")
     assert prepare(settings, seed=1, folder=tmp_path / "data")[1].digest != first[1].digest
+
+
+def test_a_file_of_the_published_layout_that_changes_is_another_recording(tmp_path):
+    """The folder that is named holds `data`, which holds the files."""
+    inner = tmp_path / "KuaiRand-Pure" / "data"
+    inner.mkdir(parents=True)
+    settings = replace(_recording(inner), data=str(inner.parent))
+    first = prepare(settings, seed=1, folder=tmp_path / "columns")
+    assert prepare(settings, seed=1, folder=tmp_path / "columns") == first
+    (inner / "user_features_pure.csv").write_text(
+        "user_id,user_active_degree,register_days\n1,full_active,9\n"
+    )
+    with_users = prepare(settings, seed=1, folder=tmp_path / "columns")
+    assert with_users[0] != first[0]
+    _recording(inner, bad="1,11,0,0,1650000000001,9000,1,0,0,0,0,0,0,0")
+    assert prepare(settings, seed=1, folder=tmp_path / "columns")[1].digest != with_users[1].digest
+
+
+def test_a_log_of_any_name_that_changes_is_another_recording(tmp_path):
+    settings = _recording(tmp_path)
+    log = tmp_path / "impressions.gz"
+    (tmp_path / "log_standard.csv.gz").rename(log)
+    settings = replace(settings, data=str(log))
+    first = prepare(settings, seed=1, folder=tmp_path / "columns")
+    os.utime(log, ns=(1, 1))
+    assert prepare(settings, seed=1, folder=tmp_path / "columns")[0] != first[0]
 
 
 def test_a_recording_without_a_column_is_refused_by_the_columns_name(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,14 @@ from trainer.compare import run
 from trainer.compare.results import Results, of_other_code
 from trainer.compare.run import DECIDING, RunResult, code_digest, digest_of_code
 
-PACKAGE = Path(run.__file__).parent.parent
+ROOT = Path(run.__file__).parent.parent.parent
+
+HAVE_OTHER_DIGESTS = ("trainer/config/", "trainer/data/", "trainer/compare/plan", "trainer/compare/settings")
+"""Their results, the configuration and the columns, are in each result's own digests."""
+DECIDE_NOTHING = (
+    *("trainer/publish/", "trainer/run/", "param_server/", "proto/"),
+    *("trainer/errors", "trainer/failpoints", "trainer/compare/worker"),
+)
 
 
 @pytest.fixture
@@ -54,13 +63,36 @@ def test_a_result_of_something_else_is_done_again(tmp_path, spec, result, field)
 
 @pytest.mark.parametrize("pattern", DECIDING)
 def test_a_change_of_code_that_decides_a_result_is_seen(tmp_path, pattern):
-    package = tmp_path / "trainer"
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "data", "run", "stream"))
-    before = digest_of_code(package)
-    assert before == digest_of_code(PACKAGE)
-    file = min(package.glob(pattern))
+    for package in ("trainer", "feature_eviction"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = digest_of_code(tmp_path)
+    assert before == digest_of_code(ROOT)
+    file = min(tmp_path.glob(pattern))
     file.write_text(file.read_text() + "\n# changed\n")
-    assert digest_of_code(package) != before
+    assert digest_of_code(tmp_path) != before
+
+
+def test_all_that_a_worker_imports_decides_a_result_or_is_known_not_to():
+    """A module that is new there has to be put on one side or the other."""
+    show = (
+        "import sys, trainer.compare.worker; files = [getattr(m, '__file__', None) for m in "
+        "sys.modules.values()]; print(*files, sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    packages = tuple(f"{ROOT}/{name}/" for name in ("trainer", "feature_eviction", "param_server", "proto"))
+    imported = {
+        str(Path(line).relative_to(ROOT))
+        for line in done.stdout.splitlines()
+        if line.startswith(packages) and not line.endswith("__init__.py")
+    }
+    assert "trainer/recommender.py" in imported
+    deciding = {str(file.relative_to(ROOT)) for pattern in DECIDING for file in ROOT.glob(pattern)}
+    assert [
+        file for file in imported - deciding if not file.startswith((*HAVE_OTHER_DIGESTS, *DECIDE_NOTHING))
+    ] == []
+    assert [file for file in deciding if file.startswith((*HAVE_OTHER_DIGESTS, *DECIDE_NOTHING))] == []
 
 
 def test_runs_of_other_model_code_are_named(result):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace as replace_fields
+
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -9,7 +11,7 @@ from msgspec.structs import replace
 from trainer.compare.dataset import load
 from trainer.compare.evaluation import mean_of
 from trainer.compare.plan import TRUTH, Variant, check_models, config_of, runs_of
-from trainer.compare.protocol import Protocol
+from trainer.compare.protocol import SLICE_NAMES, Protocol
 from trainer.compare.run import run
 from trainer.compare.settings import Settings
 from trainer.errors import ConfigError
@@ -93,6 +95,29 @@ def test_a_model_of_one_domain_sees_that_domain_alone(data, make_specs, ranks, m
     assert {int(domain) for batch in seen for domain in batch.domain_N} == {1}
     assert {cell.domain for cell in result.cells} == {"featured_video"}
     assert result.num_trained == len(data.rows("train", domain=1))
+
+
+@pytest.mark.parametrize("mode", ["batch", "online"])
+def test_a_domain_without_training_impressions_is_judged_untrained(data, make_specs, settings, ranks, mode):
+    """Online there is then nothing of it at all."""
+    keep_N = data.impressions.domain_N != 1
+    if mode == "batch":
+        keep_N |= data.slice_N != SLICE_NAMES["train"]
+    rows = np.flatnonzero(keep_N)
+    impressions = data.take(rows)
+    ends = {name: np.cumsum(impressions.sparse[name].lengths_N, dtype=np.int64) for name in data.starts}
+    without = replace_fields(
+        data,
+        impressions=impressions,
+        slice_N=data.slice_N[rows],
+        truth_NT=None,
+        starts={name: np.concatenate([[0], ends_N]) for name, ends_N in ends.items()},
+    )
+    spec = make_specs("specific_all", settings=replace(settings, mode=mode))[1]
+    result = run(spec, without, ranks=ranks, progress=_ignore)
+    assert (result.num_trained, result.cost_us) == (0, 0.0)
+    assert {cell.domain for cell in result.cells} == {spec.domain}
+    assert all((cell.impressions > 0) == (mode == "batch") for cell in result.cells)
 
 
 def test_a_run_done_again_finds_the_same(data, make_specs, ranks):

@@ -106,6 +106,50 @@ def test_one_seed_proves_nothing(make_specs):
     assert any("no test with one seed" in line and "missed, significance unknown" in line for line in lines)
 
 
+def test_a_win_of_one_seed_is_not_waved_through_where_none_is_expected(make_specs):
+    runs = [run for run in _runs(make_specs, {"mmoe": 0.60, "pepnet": 0.75}) if run[0].seed == 1]
+    lines = goal_lines(summarise(runs, domains=DOMAINS, tasks=TASKS), aim="no_win")
+    goals = [line for line in lines if line.startswith("GOAL")]
+    assert len(goals) == 2
+    assert all("goal no gain with p < 0.05: missed" in line for line in goals)
+
+
+def test_a_baseline_that_failed_in_the_harder_seeds_is_not_the_best(make_specs):
+    """Only seed 3 is left of ple; mmoe is above it there."""
+    levels = {"mmoe": {1: 0.60, 2: 0.60, 3: 0.70}, "ple": {3: 0.69}}
+    levels["pepnet"] = {1: 0.62, 2: 0.621, 3: 0.722}
+    runs = [
+        _run(make_specs, name, seed, [_cell(d, t, by_seed.get(seed)) for d in DOMAINS for t in TASKS])
+        for name, by_seed in levels.items()
+        for seed in by_seed
+    ]
+    found = summarise(runs, domains=DOMAINS, tasks=TASKS)
+    column = Column("slide", "click", "gauc")
+    assert (found.references[column], found.best[column]) == ("mmoe", "pepnet")
+    assert found.row("pepnet").differences[column].pairs == 3
+
+
+def test_rows_without_a_common_seed_are_not_decided(make_specs):
+    runs = [
+        _run(make_specs, name, seed, [_cell(d, t, 0.6) for d in DOMAINS for t in TASKS])
+        for name, seed in (("mmoe", 1), ("pepnet", 2))
+    ]
+    lines = goal_lines(summarise(runs, domains=DOMAINS, tasks=TASKS))
+    assert "GOAL mean GAUC in slide: not decided, pepnet and mmoe share no seed" in lines
+
+
+def test_a_model_of_a_domain_without_training_impressions_is_said_to_be_untrained(make_specs):
+    runs = [
+        _run(make_specs, "specific_all", 1, [_cell(domain, t, 0.6) for t in TASKS], domain=domain,
+             num_trained=num, cost_us=5.0 if num else 0.0)
+        for domain, num in zip(DOMAINS, (1000, 0), strict=True)
+    ]  # fmt: skip
+    found = summarise(runs, domains=DOMAINS, tasks=TASKS)
+    note = "specific_all, seed 1: no impressions of slide to train on, it is judged untrained there"
+    assert note in found.notes
+    assert found.row("specific_all").cost_us == pytest.approx(5.0, rel=0.01)
+
+
 def test_where_no_win_is_expected_a_win_is_a_miss(won):
     assert any(line.endswith("goal no gain with p < 0.05: missed") for line in goal_lines(won, aim="no_win"))
     assert any(

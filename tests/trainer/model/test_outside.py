@@ -14,6 +14,7 @@ from trainer.config import preset
 from trainer.errors import ConfigError
 from trainer.model import build_model
 from trainer.model.layout import FeatureLayout
+from trainer.model.outside import code_of
 
 MODELS = """
 import torch
@@ -51,6 +52,18 @@ class Half(Linear):
         super().__init__(*args, **options)
         self.half()
 
+class WithoutConfig(Linear):
+    def __init__(self, layout):
+        super().__init__()
+
+class Divides(Linear):
+    def forward(self, embedding_BE, domain_B):
+        return 1 // 0
+
+class Multiplies(Linear):
+    def forward(self, embedding_BE, domain_B):
+        return self.out(embedding_BE[:, :3])
+
 class Nothing(nn.Module):
     def __init__(self, *args, **options):
         super().__init__()
@@ -67,6 +80,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "someones_models.py").write_text(MODELS)
     (tmp_path / "needs_more.py").write_text("import not_installed_anywhere")
     (tmp_path / "half_written.py").write_text("from torch import not_there")
+    (tmp_path / "misspelt.py").write_text("import torch\n\nclass Model(torchh.nn.Module):\n    pass\n")
+    (tmp_path / "not_python.py").write_text("import torch\nclass Model(:\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "someones_models"
     sys.modules.pop("someones_models", None)
@@ -92,12 +107,27 @@ def test_looking_a_model_over_leaves_the_random_numbers_where_they_were(module: 
     assert torch.equal(found, torch.rand(2))
 
 
+def test_the_code_of_a_model_is_its_modules_file(module: str, tmp_path: Path) -> None:
+    before = code_of(f"{module}:Linear")
+    assert code_of(f"{module}:ByDomain") == before
+    (tmp_path / f"{module}.py").write_text(MODELS + "# changed\n")
+    assert code_of(f"{module}:Linear") != before
+
+
 @pytest.mark.parametrize(
     ("name", "named"),
     [
         ("nowhere_at_all:Model", "there is no module 'nowhere_at_all'.*PYTHONPATH"),
         ("needs_more:Model", "there is no module 'not_installed_anywhere'"),
-        ("half_written:Model", "cannot be imported: cannot import name 'not_there'"),
+        ("half_written:Model", "cannot be imported: ImportError: cannot import name 'not_there'"),
+        ("misspelt:Model", r"imported: NameError: name 'torchh' is not defined \(.*misspelt\.py, line 3\)$"),
+        ("not_python:Model", r"cannot be imported: SyntaxError: .* \(not_python\.py, line 2\)$"),
+        ("someones_models:WithoutConfig", "cannot be built: TypeError: .*unexpected keyword argument"),
+        (
+            "someones_models:Divides",
+            r"forward fails .*: ZeroDivisionError: .*someones_models\.py, line \d+\)$",
+        ),
+        ("someones_models:Multiplies", r"forward fails .*: RuntimeError: .*someones_models\.py, line \d+\)$"),
         ("someones_models:Lnear", "no class or function 'Lnear'; it has .*Linear"),
         ("someones_models:NUMBER", "no class or function 'NUMBER'"),
         ("someones_models:", "expected module:Class"),
