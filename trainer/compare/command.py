@@ -40,7 +40,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     compare.add_argument("--seeds", type=_count, help="how many, from 1 on (3)")
     compare.add_argument("--impressions", type=_count, help="drawn for each seed")
     compare.add_argument("--ablations", action="store_true", help="PEPNet with one thing changed at a time")
-    compare.add_argument("--preset", help="the stream: seesaw (default), one_domain, ...")
+    stream = compare.add_mutually_exclusive_group()
+    stream.add_argument("--preset", help="the stream: seesaw (default), one_domain, ...")
+    stream.add_argument(
+        "--config",
+        type=Path,
+        help="TOML whose schema, model and stream are compared on, instead of a preset's",
+    )
     compare.add_argument("--data", type=Path, help="KuaiRand file or folder instead of the synthetic stream")
     compare.add_argument(
         "--mode",
@@ -52,6 +58,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--epochs", type=_count, help="batch mode: at most so many (3); the best on the validation day counts"
     )
     compare.add_argument("--min-interactions", type=_count, help="of users and items that are kept (10)")
+    compare.add_argument("--batch-size", type=_count, help="for all models (512)")
     compare.add_argument("--dense-lr", type=_rate, help="Adam's, for all models (0.003)")
     compare.add_argument("--embedding-lr", type=_rate, help="AdaGrad's, for all models (0.1)")
     compare.add_argument(
@@ -100,7 +107,7 @@ def options_of(options: argparse.Namespace) -> CompareOptions:
     settings = _settings(options)
     return CompareOptions(
         settings=settings,
-        variants=in_order(_variants(options)),
+        variants=in_order(_variants(options, settings)),
         num_workers=options.workers or os.cpu_count() or 1,
         out_dir=options.out,
         ablations=options.ablations,
@@ -111,18 +118,20 @@ def options_of(options: argparse.Namespace) -> CompareOptions:
 def _settings(options: argparse.Namespace) -> Settings:
     from trainer.compare.protocol import Protocol
     from trainer.compare.settings import Settings
-    from trainer.config import preset
+    from trainer.config import load_config, preset
     from trainer.data.kuairand import TIME_ZONE_H
 
     size = FULL if options.full else QUICK if options.quick else DEFAULT
     chosen = {
+        "batch_size": options.batch_size,
         "dense_learning_rate": options.dense_lr,
         "embedding_learning_rate": options.embedding_lr,
         "embedding_initial_accumulator": options.initial_accumulator,
     }
+    config = None if options.config is None else load_config(options.config)
     name = options.preset or ("kuairand" if options.data is not None else "seesaw")
     # An unknown preset is refused before anything is drawn.
-    preset(name)
+    name = preset(name).preset if config is None else config.preset
     protocol = Protocol(
         interactions_min=options.min_interactions or Protocol().interactions_min,
         time_zone_h=TIME_ZONE_H if options.data is not None else 0,
@@ -130,25 +139,27 @@ def _settings(options: argparse.Namespace) -> Settings:
     try:
         return Settings(
             preset=name,
+            config=config,
             data="" if options.data is None else str(options.data),
             mode=options.mode,
             epochs=options.epochs or (1 if options.mode == "online" else size.epochs),
             seeds=options.seeds or size.seeds,
             impressions=options.impressions or size.impressions,
             protocol=protocol,
-            **{name: rate for name, rate in chosen.items() if rate is not None},
+            **{key: value for key, value in chosen.items() if value is not None},
         )
     except ValueError as error:
         raise ConfigError(f"compare: {error}") from error
 
 
-def _variants(options: argparse.Namespace) -> list[Variant]:
+def _variants(options: argparse.Namespace, settings: Settings) -> list[Variant]:
     from trainer.compare.ablations import variants
     from trainer.compare.plan import TRUTH, Variant, check_models
+    from trainer.compare.settings import base_config
     from trainer.model.registry import MODELS
 
     if options.ablations:
-        return list(variants())
+        return list(variants(base_config(settings, seed=1)))
     names = list(QUICK_MODELS if options.quick else MODELS)
     if options.models:
         names = [name.strip() for name in options.models.split(",") if name.strip()]

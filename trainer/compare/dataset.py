@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from trainer.compare.protocol import SLICE_NAMES, check_labels, kept, slices
-from trainer.compare.settings import Settings, base_config, data_key
+from trainer.compare.settings import Settings, as_file_name, base_config, data_key
 from trainer.config import Config
 from trainer.config.config import IMPRESSIONS_PER_RECORD_MAX
 from trainer.config.schema import SchemaConfig
@@ -113,7 +113,8 @@ def prepare(settings: Settings, *, seed: int, folder: Path) -> tuple[Path, DataF
     """
     config = base_config(settings, seed=seed)
     key = data_key(settings, config)
-    path = folder / f"{'recording' if settings.data else f'{settings.preset}-seed{seed}'}-{key}.safetensors"
+    name = "recording" if settings.data else f"{as_file_name(settings.preset)}-seed{seed}"
+    path = folder / f"{name}-{key}.safetensors"
     facts = _facts_of(path, key=key)
     if facts is not None:
         return path, facts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from trainer.compare.dataset import DataFacts
-from trainer.compare.settings import Settings, base_config, with_room
+from trainer.compare.settings import Settings, as_file_name, base_config, with_room
 from trainer.config import Config
 from trainer.config.schema import SchemaConfig
 from trainer.errors import ConfigError
@@ -64,7 +63,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         parts = [self.variant.name, f"seed{self.seed}", self.task, self.domain]
-        return "-".join(re.sub(r"[^A-Za-z0-9_.+=]+", "_", part) for part in parts if part)
+        return "-".join(as_file_name(part) for part in parts if part)
 
 
 def check_models(names: Sequence[str]) -> None:

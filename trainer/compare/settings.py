@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One comparison."""
 
     preset: str = "seesaw"
+    config: Config | None = None
+    """A configuration of the user's own, whose schema, model and stream take the preset's place."""
     data: str = ""
     """A KuaiRand file or folder in the place of the synthetic stream."""
     mode: Mode = "batch"
@@ -65,13 +68,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
 
 
+def as_file_name(text: str) -> str:
+    """The text with all that a file's name should not hold as "_"."""
+    return re.sub(r"[^A-Za-z0-9_.+=]+", "_", text)
+
+
 def base_config(settings: Settings, *, seed: int) -> Config:
-    """The preset with the comparison's sizes; tables and domains are still the preset's.
+    """The preset, or the user's configuration, with the comparison's sizes; tables and domains are as there.
 
     Admission, lifetimes and quotas are off: what memory is worth is another question (docs/benchmarks.md).
     Raises: ConfigError for an unknown preset.
     """
-    config = preset(settings.preset)
+    config = settings.config or preset(settings.preset)
     features = tuple(_for_ever(feature) for feature in config.schema.features)
     return replace(
         config,

@@ -51,6 +51,10 @@ class Calibration:
     positives_DT: npt.NDArray[np.int64]
     user_overlaps: Overlaps
     item_overlaps: Overlaps
+    """Of the population, from which the stream draws."""
+    shown_user_overlaps: Overlaps
+    shown_item_overlaps: Overlaps
+    """Of the ids that this stream showed; NaN where a domain showed none."""
     table_user_overlaps: Overlaps
     table_item_overlaps: Overlaps
     task_correlation_TT: Floats
@@ -64,17 +68,19 @@ class Calibration:
 def measure(config: Config) -> Calibration:
     """Read the whole stream. Raises: ConfigError as SyntheticStream does."""
     stream = SyntheticStream(config)
-    truths, labels, domains, users = [], [], [], []
+    truths, labels, domains, users, items = [], [], [], [], []
     distinct: dict[str, npt.NDArray[np.int64]] = {}
     for impressions, truth_NT in stream.batches(65_536):
         truths.append(truth_NT)
         labels.append(impressions.labels_NT)
         domains.append(impressions.domain_N)
         users.append(impressions.user_ids_N)
+        items.append(impressions.sparse["item_id"].ids_L)
         for name, jagged in impressions.sparse.items():
             distinct[name] = np.union1d(distinct.get(name, jagged.ids_L), jagged.ids_L)
     truth_NT, labels_NT = np.concatenate(truths), np.concatenate(labels)
     domain_N, users_N = np.concatenate(domains), np.concatenate(users)
+    items_N = np.concatenate(items)
     num_domains, num_tasks = len(config.schema.domains), len(config.schema.tasks)
     best_auc_DT, best_gauc_DT = np.full((2, num_domains, num_tasks), np.nan)
     rates_DT = np.full((num_domains, num_tasks), np.nan)
@@ -106,6 +112,8 @@ def measure(config: Config) -> Calibration:
         positives_DT=positives_DT,
         user_overlaps=_overlaps(stream.users.regions_U, table_domains),
         item_overlaps=_overlaps(stream.items.regions_I, table_domains),
+        shown_user_overlaps=_shown_overlaps(users_N, domain_N, table_domains),
+        shown_item_overlaps=_shown_overlaps(items_N, domain_N, table_domains),
         table_user_overlaps=_of_schema(table1.USER_OVERLAPS, table_domains),
         table_item_overlaps=_of_schema(table1.ITEM_OVERLAPS, table_domains),
         task_correlation_TT=task_correlation_TT,
@@ -119,12 +127,21 @@ def _or_nan(value: float | None) -> float:
 
 
 def _overlaps(regions: npt.NDArray[np.uint8], table_domains: list[int]) -> Overlaps:
-    """Of the whole population; a short stream meets only its popular part."""
     whole = {}
     for a, b in table1.USER_OVERLAPS:
         in_a = regions >> a & 1 > 0
         whole[a, b] = float((regions[in_a] >> b & 1 > 0).mean())
     return _of_schema(whole, table_domains)
+
+
+def _shown_overlaps(
+    ids_N: npt.NDArray[np.int64], domain_N: npt.NDArray[np.uint8], table_domains: list[int]
+) -> Overlaps:
+    shown = {index: np.unique(ids_N[domain_N == index]) for index in range(len(table_domains))}
+    return {
+        (a, b): float(np.isin(shown[a], shown[b]).mean()) if len(shown[a]) else np.nan
+        for a, b in _of_schema(table1.USER_OVERLAPS, table_domains)
+    }
 
 
 def _of_schema(overlaps: Overlaps, table_domains: list[int]) -> Overlaps:
@@ -157,8 +174,11 @@ def as_json(found: Calibration) -> dict[str, Any]:
             for domain, values_T in zip(found.domains, values_DT, strict=True)
         }
 
-    def by_pair(overlaps: Overlaps) -> dict[str, float]:
-        return {f"{found.domains[a]} in {found.domains[b]}": share for (a, b), share in overlaps.items()}
+    def by_pair(overlaps: Overlaps) -> dict[str, float | None]:
+        return {
+            f"{found.domains[a]} in {found.domains[b]}": None if np.isnan(share) else share
+            for (a, b), share in overlaps.items()
+        }
 
     def square(names: tuple[str, ...], values: Floats) -> dict[str, dict[str, Any]]:
         return {
@@ -180,6 +200,8 @@ def as_json(found: Calibration) -> dict[str, Any]:
         "user_overlaps": by_pair(found.user_overlaps),
         "table_user_overlaps": by_pair(found.table_user_overlaps),
         "item_overlaps": by_pair(found.item_overlaps),
+        "shown_user_overlaps": by_pair(found.shown_user_overlaps),
+        "shown_item_overlaps": by_pair(found.shown_item_overlaps),
         "table_item_overlaps": by_pair(found.table_item_overlaps),
         "task_correlations": square(found.tasks, found.task_correlation_TT),
         "domain_correlations": square(found.domains, found.domain_correlation_DD),

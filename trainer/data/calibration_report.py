@@ -26,11 +26,11 @@ def report(found: Calibration) -> str:
         _beside(task, found.rates_DT[:, index], found.table_rates_DT[:, index])
         for index, task in enumerate(found.tasks)
     ]
-    for what, overlaps, table in (
-        ("Users", found.user_overlaps, found.table_user_overlaps),
-        ("Items", found.item_overlaps, found.table_item_overlaps),
+    for what, overlaps, shown, table in (
+        ("Users", found.user_overlaps, found.shown_user_overlaps, found.table_user_overlaps),
+        ("Items", found.item_overlaps, found.shown_item_overlaps, found.table_item_overlaps),
     ):
-        lines += ["", *_overlap_lines(what, found.domains, overlaps, table)]
+        lines += ["", *_overlap_lines(what, found.domains, overlaps, shown, table)]
     lines += ["", f"Largest deviation: {_largest(found)}"]
     for name, values_DT in (("AUC", found.best_auc_DT), ("GAUC", found.best_gauc_DT)):
         lines += ["", f"Best possible {name}: that of the true probability"]
@@ -62,14 +62,20 @@ def _beside(name: str, found_D: npt.NDArray[np.float64], table_D: npt.NDArray[np
     return _row(name, cells, width=CELL_WIDTH)
 
 
-def _overlap_lines(what: str, domains: tuple[str, ...], overlaps: Overlaps, table: Overlaps) -> list[str]:
+def _overlap_lines(
+    what: str, domains: tuple[str, ...], overlaps: Overlaps, shown: Overlaps, table: Overlaps
+) -> list[str]:
     if not overlaps:
         return [f"{what}: one domain, nothing to overlap with"]
-    return [f"{what} of one domain that another one has too"] + [
+    return [f"{what} of one domain that another one has too: population / Table 1; of those shown"] + [
         f"{domains[a]} in {domains[b]}: {100 * share:.2f} / {100 * table[a, b]:.2f} % "
-        f"({100 * (share - table[a, b]):+.2f} points)"
+        f"({100 * (share - table[a, b]):+.2f} points); {_percent(shown[a, b])}"
         for (a, b), share in overlaps.items()
     ]
+
+
+def _percent(share: float) -> str:
+    return "none shown" if np.isnan(share) else f"{100 * share:.2f} %"
 
 
 def _largest(found: Calibration) -> str:
@@ -79,7 +85,7 @@ def _largest(found: Calibration) -> str:
     text = f"rate of {found.tasks[task]} in {found.domains[domain]}, {off_DT[domain, task]:.1%} of it"
     points = [abs(share - found.table_user_overlaps[pair]) for pair, share in found.user_overlaps.items()]
     points += [abs(share - found.table_item_overlaps[pair]) for pair, share in found.item_overlaps.items()]
-    return text + (f"; overlaps, {100 * max(points):.2f} points" if points else "")
+    return text + (f"; overlaps of the population, {100 * max(points):.2f} points" if points else "")
 
 
 def _table(

@@ -20,6 +20,8 @@ import numpy.typing as npt
 from trainer.errors import DataError
 
 BLOCK_LINES = 65_536
+WHOLE_MAX = 2.0**53
+"""Up to here float64 holds every whole number."""
 
 Columns = dict[str, npt.NDArray[np.float64]]
 
@@ -73,15 +75,17 @@ def text_blocks(path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[tu
             line += len(rows)
 
 
-def number_blocks(path: Path, names: Sequence[str], *, binary: Sequence[str] = ()) -> Iterator[Columns]:
-    """The named columns as float64 [N] (exact for integers up to 2^53).
+def number_blocks(
+    path: Path, names: Sequence[str], *, binary: Sequence[str] = (), whole: Sequence[str] = ()
+) -> Iterator[Columns]:
+    """The named columns as float64 [N].
 
-    Args: binary: those of them that hold labels.
-    Raises: DataError naming the line and the value that is not a finite number, or no label.
+    Args: binary: those of them that hold labels. whole: those that hold whole numbers.
+    Raises: DataError naming the line and the value that is not a finite number, no label, or not whole.
     """
     for line, columns in text_blocks(path, names):
         block = {
-            name: numbers(path, name, column, first_line=line)
+            name: numbers(path, name, column, first_line=line, whole=name in whole)
             for name, column in zip(names, columns, strict=True)
         }
         for name in binary:
@@ -99,17 +103,27 @@ def _check_binary(path: Path, name: str, values_N: npt.NDArray[np.float64], *, f
         )
 
 
-def numbers(path: Path, name: str, column: Sequence[str], *, first_line: int) -> npt.NDArray[np.float64]:
-    """Text to float64 [N]; raises DataError naming the line that is not a finite number."""
+def numbers(
+    path: Path, name: str, column: Sequence[str], *, first_line: int, whole: bool = False
+) -> npt.NDArray[np.float64]:
+    """Text to float64 [N].
+
+    Args: whole: ids and times, which must be exact: whole numbers up to WHOLE_MAX in size.
+    Raises: DataError naming the line that is not such a number.
+    """
     try:
         values_N = np.array(column).astype(np.float64)
     except ValueError:
         values_N = np.array([_number_or_nan(value) for value in column])
-    wrong_N = np.flatnonzero(~np.isfinite(values_N))
+    right_N = np.isfinite(values_N)
+    if whole:
+        right_N &= (np.abs(values_N) <= WHOLE_MAX) & (values_N == np.rint(values_N))
+    wrong_N = np.flatnonzero(~right_N)
     if len(wrong_N):
         first = int(wrong_N[0])
+        expected = "a whole number of at most 2^53" if whole else "a number"
         raise DataError(
-            f"{path}, line {first_line + first}: column {name} must be a number, found '{column[first]}'"
+            f"{path}, line {first_line + first}: column {name} must be {expected}, found '{column[first]}'"
         )
     return values_N
 

@@ -48,6 +48,7 @@ FEATURES = (
     *USER_WORDS,
     *VIDEO_WORDS,
 )
+WHOLE = ("user_id", "video_id", "time_ms", "tab")
 USER_TABLES = "user_features_*.csv"
 VIDEO_TABLES = "video_features_basic_*.csv"
 TIME_ZONE_H = 8
@@ -214,24 +215,25 @@ def check_recording(path: Path, schema: SchemaConfig) -> None:
     """
     _check_schema(schema)
     for log in _find_logs(_data_folder(path)):
-        columns = _needed_columns(log, schema)
-        binary = kuairand_labels.binary_columns(columns)
-        if next(number_blocks(log, columns, binary=binary), None) is None:
+        if next(_blocks(log, _needed_columns(log, schema)), None) is None:
             raise DataError(f"{log}: has column names, but no impression below them")
 
 
 def _in_time_order(path: Path, columns: list[str], schema: SchemaConfig) -> Iterator[Columns]:
     """Blocks of one log, ascending in time, all logs with the same columns."""
-    binary = kuairand_labels.binary_columns(columns)
     if _ascends(path):
-        for block in number_blocks(path, columns, binary=binary):
+        for block in _blocks(path, columns):
             yield _alike(block, schema)
         return
-    blocks = list(number_blocks(path, columns, binary=binary))
+    blocks = list(_blocks(path, columns))
     joined = {name: np.concatenate([block[name] for block in blocks]) for name in columns}
     whole = _sorted_by_time(_alike(joined, schema))
     for start in range(0, len(whole["time_ms"]), BLOCK_LINES):
         yield {name: values_N[start : start + BLOCK_LINES] for name, values_N in whole.items()}
+
+
+def _blocks(path: Path, columns: list[str]) -> Iterator[Columns]:
+    return number_blocks(path, columns, binary=kuairand_labels.binary_columns(columns), whole=WHOLE)
 
 
 def _ascends(path: Path) -> bool:
@@ -265,7 +267,15 @@ def _needed_columns(path: Path, schema: SchemaConfig) -> list[str]:
     needed = ["user_id", "video_id", "time_ms", "duration_ms"]
     needed += [] if is_trace else ["tab"]
     needed += kuairand_labels.label_columns(schema, is_trace=is_trace)
-    require(path, found, needed)
+    try:
+        require(path, found, needed)
+    except DataError as error:
+        if "time_ms" in found and "video_id" in found:
+            raise
+        raise DataError(
+            f"{error}. Only KuaiRand's files are read (docs/data.md); a stream of your own comes by Kafka "
+            "(docs/your_data.md)"
+        ) from error
     return needed
 
 

@@ -125,7 +125,7 @@ def read_users(path: Path, *, words: Sequence[str] = ()) -> UserTable:
     for line, (user, degree, register, *texts) in text_blocks(
         path, ("user_id", "user_active_degree", "register_days", *words)
     ):
-        ids.append(numbers(path, "user_id", user, first_line=line).astype(np.int64))
+        ids.append(numbers(path, "user_id", user, first_line=line, whole=True).astype(np.int64))
         degrees.append(np.array([degree_ids.get(name, 0) for name in degree], np.int64))
         days.append(_optional(path, "register_days", register, first_line=line).astype(np.float32))
         of_words.add(texts)
@@ -150,7 +150,7 @@ def read_videos(path: Path, *, words: Sequence[str] = ()) -> VideoTable:
     tags: list[int] = []
     of_words = _WordColumns(words)
     for line, (video, author, tag, *texts) in text_blocks(path, ("video_id", "author_id", "tag", *words)):
-        ids.append(numbers(path, "video_id", video, first_line=line).astype(np.int64))
+        ids.append(numbers(path, "video_id", video, first_line=line, whole=True).astype(np.int64))
         author_N = _optional(path, "author_id", author, first_line=line)
         authors.append(np.nan_to_num(author_N, nan=0.0).astype(np.int64))
         before = len(tags)

@@ -14,11 +14,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from trainer.__main__ import main
 from trainer.compare import command
 from trainer.compare.plan import TRUTH
+from trainer.compare.settings import base_config
+from trainer.config import preset, to_toml
 from trainer.config.config import ModelConfig
+from trainer.config.schema import TaskConfig
 from trainer.errors import ConfigError
 
 
@@ -73,6 +77,53 @@ def test_each_ablation_changes_one_thing_about_pepnet():
     assert {"-EPNet", "-PPNet", "gate input trained", "-gate input", "gamma 3", "dim 64"} <= {
         one.name for one in options.variants
     }
+
+
+@pytest.mark.parametrize(("name", "absent"), [("seesaw", "dim 16"), ("paper", "dim 40")])
+def test_no_ablation_is_the_whole_model_under_another_name(name, absent):
+    options = _options("--ablations", "--preset", name)
+    config = base_config(options.settings, seed=1)
+    hashes = []
+    for one in options.variants:
+        if one.model != TRUTH:
+            dims = [one.dim or feature.dim for feature in config.schema.features]
+            model = replace(config.model, name=one.model, **one.model_changes)
+            optimizer = replace(config.optimizer, **one.optimizer_changes)
+            hashes.append((dims, msgspec.json.encode((model, optimizer))))
+    assert all(hashes.count(one) == 1 for one in hashes)
+    dims = {variant.name for variant in options.variants if variant.name.startswith("dim ")}
+    assert dims == {"dim 8", "dim 16", "dim 40", "dim 64"} - {absent}
+
+
+def test_a_configuration_of_the_users_own_takes_the_presets_place(tmp_path):
+    """The protocol's labels: a click is more than three seconds, an effective view half of the video."""
+    own = preset("kuairand")
+    own = replace(
+        own,
+        preset="watch time",
+        schema=replace(
+            own.schema,
+            tasks=(
+                TaskConfig(name="click", label="click", single_column=("main",)),
+                TaskConfig(
+                    name="view", label="effective_view", effective_view_line="half_of_duration", base_rate=0.4
+                ),
+            ),
+            positive_task="click",
+        ),
+    )
+    path = tmp_path / "own.toml"
+    path.write_text(to_toml(own))
+    options = _options("--config", str(path), "--data", str(tmp_path), "--batch-size", "1024")
+    assert (options.settings.preset, options.settings.batch_size) == ("watch time", 1_024)
+    assert options.settings.protocol.time_zone_h == 8
+    config = base_config(options.settings, seed=1)
+    assert config.schema.tasks == own.schema.tasks
+    assert config.train.batch_size == 1_024
+    with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read"):
+        _options("--config", str(tmp_path / "absent.toml"))
+    with pytest.raises(SystemExit):
+        _options("--config", str(path), "--preset", "seesaw")
 
 
 def test_what_is_expected_depends_on_the_stream(tmp_path):

@@ -14,6 +14,7 @@ from trainer.config import preset
 from trainer.data import table1
 from trainer.data.calibration import Calibration, as_json, measure
 from trainer.data.calibration_report import report
+from trainer.data.synthetic import SyntheticStream
 
 # Rates hang on few popular users and items where a population is small.
 SMALL = {"quickstart": (200_000, 0.06), "seesaw": (100_000, 0.08), "one_domain": (60_000, 0.08)}
@@ -48,6 +49,28 @@ def test_overlaps_are_those_of_table_1(kind, name):
     assert overlaps.keys() == table.keys()
     for pair, share in table.items():
         assert overlaps[pair] == pytest.approx(share, abs=0.005), pair
+
+
+def test_overlaps_of_what_was_shown_are_counted_from_the_stream():
+    config = replace(preset("seesaw"), impressions=3_000)
+    found = measure(config)
+    shown: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
+    for impressions, _ in SyntheticStream(config).batches(1_000):
+        ids = impressions.sparse["item_id"].ids_L
+        for domain, one in zip(impressions.domain_N.tolist(), ids.tolist(), strict=True):
+            shown[domain].add(one)
+    assert found.shown_item_overlaps.keys() == found.item_overlaps.keys()
+    for (a, b), share in found.shown_item_overlaps.items():
+        assert share == pytest.approx(len(shown[a] & shown[b]) / len(shown[a]))
+        # A short stream meets each domain's popular part, and not the whole of what both have.
+        assert share < found.item_overlaps[a, b]
+
+
+def test_a_domain_that_showed_nothing_has_no_overlap():
+    found = measure(replace(preset("seesaw"), impressions=1))
+    assert any(np.isnan(share) for share in found.shown_user_overlaps.values())
+    assert None in as_json(found)["shown_user_overlaps"].values()
+    assert "none shown" in report(found)
 
 
 def test_the_best_possible_auc_of_click_leaves_room_to_learn():

@@ -186,6 +186,12 @@ def test_a_missing_column_is_named(tmp_path):
             "line 4: column duration_ms must be a number, found 'long'",
         ),
         (_line(1, 10, 5).replace("9500", "inf"), "line 4: column duration_ms must be a number, found 'inf'"),
+        (
+            _line(1, 10, 5).replace(",5,", ",1e30,"),
+            r"line 4: column time_ms must be a whole number of at most 2\^53, found '1e30'",
+        ),
+        ("1." + _line(1, 10, 5), r"line 4: column user_id must be a whole number .*, found '1\.1'"),
+        (_line(1, 10, 5) + ".5", r"line 4: column tab must be a whole number .*, found '1\.5'"),
     ],
 )
 def test_a_malformed_line_is_named_by_its_number(bad, text, tmp_path):
@@ -247,6 +253,19 @@ def test_an_effective_view_is_watched_for_longer_than_the_median_or_for_half_of_
     assert labels == [[0, 0, 0, 1, 1], [1, 0, 1, 0, 0]]
     assert known == [[True] * 5, [True, True, True, True, False]], "half of an unknown duration was known"
     assert KuaiRandReader(path, _schema(median)).median_play_ms() == 4_500
+
+
+def test_a_table_with_an_id_that_is_not_whole_is_named_with_its_line(published):
+    (published / "user_features_pure.csv").write_text(USERS.replace("\n2,", "\n2.5,"))
+    with pytest.raises(DataError, match=r"user_features_pure\.csv, line 3: column user_id must be a whole"):
+        KuaiRandReader(published, SCHEMA)
+
+
+def test_a_file_of_another_layout_is_told_what_is_read_and_where_else_to_go(tmp_path):
+    path = tmp_path / "shop.csv"
+    path.write_text("user,item,ts,clicked\n1,2,3,0\n")
+    with pytest.raises(DataError, match=r"KuaiRand's files .*docs/your_data\.md"):
+        KuaiRandReader(path, SCHEMA)
 
 
 def test_the_median_is_that_of_the_first_impressions_in_time_order(tmp_path, monkeypatch):

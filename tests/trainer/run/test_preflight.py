@@ -107,7 +107,7 @@ def record(path: Path, text: str, *, cut: int = 0) -> Path:
             "trace.csv",
             f"{COLUMNS}\n1,2,soon,9000,1,0,0,0,1,1\n",
             0,
-            r"line 2: column time_ms must be a number",
+            r"line 2: column time_ms must be a whole number",
         ),
         ("trace.csv", f"{COLUMNS}\n", 0, r"trace\.csv: has column names, but no impression below them"),
         ("trace.csv", "", 0, r"trace\.csv: the file is empty"),
