@@ -49,6 +49,7 @@ proto: $(READY)
 env: $(READY)
 
 $(READY): requirements/torch.txt requirements/torchrec-$(DEVICE).txt requirements/lock.txt
+	@echo "making $(VENV): PyTorch and what goes with it, some minutes (see docs/operations.md, Install)"
 	sh requirements/make_venv.sh $(PYTHON) $(VENV)
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/torchrec-$(DEVICE).txt

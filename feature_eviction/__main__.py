@@ -17,7 +17,7 @@ from feature_eviction.propose_ttl import QUANTILE, Proposal, propose_ttls
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 = done, 2 = something was wrong with what was asked."""
+    """0 = done, 1 = something was wrong with what was asked."""
     options = _parser().parse_args(arguments)
     try:
         columns = Columns(
@@ -38,9 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.plot is not None:
             plot(run, options.plot)
             sys.stdout.write(f"plot            {options.plot}\n")
-    except (FeatureEvictionError, OSError, ValueError, msgspec.ValidationError) as error:
+    except OSError as error:
+        sys.stderr.write(f"feature_eviction: {error.filename or options.file}: {error.strerror or error}\n")
+        return 1
+    except (FeatureEvictionError, ValueError, msgspec.ValidationError) as error:
         sys.stderr.write(f"feature_eviction: {error}\n")
-        return 2
+        return 1
     return 0
 
 

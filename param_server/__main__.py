@@ -218,6 +218,10 @@ def show_status(address: str, security: ClientSecurity, *, must_be_ready: bool) 
     try:
         with ParamServerClient(address, timeout_s=5.0, security=security) as shard:
             state: object = shard.status()
+    except UnavailableError as error:
+        raise UnavailableError(
+            f"nothing answers at {address}; is a shard or a replica running there, is the address right?"
+        ) from error
     except ParamServerError:
         with ReplicaClient(address, timeout_s=5.0, security=security) as replica:
             state = replica.status()

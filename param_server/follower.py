@@ -39,6 +39,8 @@ class Follower:
         self._name = name
         self._stop = threading.Event()
         self._wake = threading.Event()
+        self._is_away = False
+        """The source was lost, and has sent no version since."""
 
     def follow(self) -> None:
         """Until `stop`: ask, apply; after a failure wait a little longer each time and go on."""
@@ -92,6 +94,9 @@ class Follower:
             if self._stop.is_set() or not replica.is_current(plan):
                 source.cancel()
             for received in versions:
+                if self._is_away:
+                    self._is_away = False
+                    log.info("versions come again", replica=self._name)
                 if not replica.apply(received, plan):
                     break
             replica.settle()
@@ -102,4 +107,7 @@ class Follower:
             replica.last_refusal = str(error)
             log.error("not let in", replica=self._name, reason=str(error))
         except ParamServerError as error:
-            log.info("subscription ended", replica=self._name, reason=str(error))
+            # Once for each time that it is lost, and not for each attempt to reach it.
+            if not self._is_away:
+                self._is_away = True
+                log.info("subscription ended, trying on", replica=self._name, reason=str(error))

@@ -17,7 +17,7 @@ import sys
 
 import numpy as np
 
-from param_server.errors import MissingBlobError
+from param_server.errors import LogError, MissingBlobError, StoreMissingError
 from param_server.log_order import chain_to
 from param_server.log_recovery import Entry, made_for, read_blob_of, recover
 from param_server.manifest import Manifest, Version
@@ -57,11 +57,16 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns: the exit code. Raises: ParamServerError."""
-    if arguments.log_command == "gc":
-        return collect(arguments.log_dir, keep_full=arguments.keep_full)
     store = open_store(arguments.log_dir)
+    if arguments.log_command == "gc":
+        return collect(
+            arguments.log_dir, num_shards=_num_shards(store, arguments.log_dir), keep_full=arguments.keep_full
+        )
     recovered = recover(store, repair=False)
     entries = recovered.entries
+    if not entries and not recovered.damage:
+        # Empty, or no log at all: a check that was aimed at the wrong folder must not stay green.
+        _num_shards(store, arguments.log_dir)
     if arguments.log_command == "verify":
         return verify(entries, recovered.damage)
     for line in recovered.damage:
@@ -148,9 +153,18 @@ def verify(entries: list[Entry], damage: list[str]) -> int:
     return 1 if damage else 0
 
 
-def collect(log_dir: str, *, keep_full: int) -> int:
+def _num_shards(store: Store, log_dir: str) -> int:
+    """Raises: LogError if there is no log."""
+    try:
+        return made_for(store)
+    except StoreMissingError as error:
+        raise LogError(
+            f"{log_dir}: holds no version log; name the folder that the shards have as --log-dir"
+        ) from error
+
+
+def collect(log_dir: str, *, num_shards: int, keep_full: int) -> int:
     """Each shard's segments are its own, so the log is opened as every shard in turn."""
-    num_shards = made_for(open_store(log_dir))
     dropped: list[str] = []
     for shard in range(num_shards):
         store = open_store(log_dir, owner=f"shard-{shard}")

@@ -213,6 +213,11 @@ def translate(error: grpc.RpcError, *, where: str, timeout_s: float | None = Non
         return UnavailableError(
             f"{where} does not answer{within}; is it running, is the address right? ({error.details()})"
         )
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return RequestError(
+            f"{where}: another kind of server listens at this address: is it a replica's where a shard's is "
+            f"needed, or a shard's where a replica's is? ({error.details()})"
+        )
     if code == grpc.StatusCode.CANCELLED:
         return UnavailableError(f"{where}: {code.name.lower()}: {error.details()}")
     if code == grpc.StatusCode.UNAUTHENTICATED:

@@ -71,7 +71,7 @@ def check_summary(out: Path, *, impressions: int, domains: set[str]) -> dict[str
 
 @pytest.mark.timeout(240)
 def test_impressions_become_served_predictions(tmp_path: Path) -> None:
-    done = run("--preset", "quickstart", "--impressions", "9000", "--out", str(tmp_path / "run"))
+    done = run("--preset", "quickstart", "--impressions", "9000", "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     summary = check_summary(
         tmp_path / "run", impressions=9000, domains={"discovery", "featured_video", "slide"}
@@ -124,6 +124,10 @@ def test_quickstart_reaches_its_goals(tmp_path: Path) -> None:
     assert summary["table"]["evicted"]["score"] > 0
     assert summary["table"]["evicted"]["expired"] > 0
     assert summary["rows_held_back"]["update_limit"] > 0
+    said = (out / "logs" / "trainer.log").read_text()
+    assert said.count("training begins") == 1
+    # A line each ten seconds; the stream alone takes a hundred.
+    assert 8 <= said.count("lag_impressions=") <= 40
 
 
 @pytest.mark.slow

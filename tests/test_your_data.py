@@ -189,9 +189,9 @@ def test_the_documents_bad_rows_have_the_reasons_that_it_names(folder: Path) -> 
     found = [reasons(domain), reasons(one_id), reasons(label)]
     assert found == [["unknown_domain"], ["not_one_id:product_id"] * 2, ["label_not_binary:click"]]
     missing, unequal = record(), record()
-    del missing.sparse[0]
+    del missing.sparse[[column.name for column in missing.sparse].index("brand_id")]
     unequal.user_ids = unequal.user_ids[:8]
-    whole = {"missing_column": missing, "unequal_columns": unequal}
+    whole = {"missing_column:brand_id": missing, "unequal_columns": unequal}
     for reason, batch in whole.items():
         with pytest.raises(RecordError) as refused:
             reasons(batch)

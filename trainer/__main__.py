@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
 
     train = commands.add_parser("train", help="one trainer process (or each rank, under torchrun)")
-    train.add_argument("--config", type=Path, required=True)
+    train.add_argument("--config", type=Path, required=True, help="TOML; `trainer config` prints one")
     train.add_argument("--run-dir", type=Path, required=True, help="checkpoints, status, traces")
     train.add_argument(
         "--shard-address", help="host:port[,...] of the shards instead of the file's; '' = none"
@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
 
     produce = commands.add_parser("produce", help="put impressions into the topic")
-    produce.add_argument("--config", type=Path, required=True)
-    produce.add_argument("--run-dir", type=Path, required=True)
+    produce.add_argument("--config", type=Path, required=True, help="TOML; `trainer config` prints one")
+    produce.add_argument("--run-dir", type=Path, required=True, help="status and counters of what was sent")
     produce.add_argument("--bootstrap-servers", help="Kafka's host:port[,...] instead of the file's")
     produce.add_argument("--impressions", type=_positive, help="stop after this many")
     produce.add_argument(
@@ -119,7 +119,11 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--rate", type=_positive, help="impressions a second to produce")
     run.add_argument("--data", type=Path, help="KuaiRand file or directory instead of the synthetic stream")
     run.add_argument(
-        "--out", type=Path, default=Path("freshet-run"), help="run directory (default: %(default)s)"
+        "--out",
+        "--run-dir",
+        type=Path,
+        default=Path("freshet-run"),
+        help="run directory (default: %(default)s)",
     )
     run.add_argument("--bootstrap-servers", help="a real Kafka instead of the embedded broker")
     run.add_argument(

@@ -5,7 +5,9 @@ Shapes: R ranks, N values. Every call is collective: all ranks make it, in the s
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from datetime import timedelta
 
 import numpy as np
@@ -120,23 +122,35 @@ class Ranks:
             dist.barrier()
 
 
+def _quieten_torchrec() -> None:
+    """TorchRec 1.8 calls what torch 2.13 announces to rename: nobody who trains can do anything about it."""
+    warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+def check_device(device: str) -> None:
+    """Raises: ConfigError if a GPU is asked for and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device is 'cuda', and PyTorch sees no GPU; use 'cpu', or install the GPU build "
+            "(make env DEVICE=cuda)"
+        )
+
+
 def start_ranks(device: str = "cpu", *, timeout_s: int = 120) -> Ranks:
     """Join the process group that torchrun describes, or make a group of one.
 
     Args: timeout_s: a rank that does not hear from another for so long, while joining or later, fails.
     Ids and decisions travel over gloo on any device; what lies on GPUs travels over NCCL. A plain start
     needs no address: its one-rank store lives in this process.
-    Raises: ConfigError if a GPU is asked for and there is none.
+    Raises: ConfigError as check_device does.
     """
+    check_device(device)
+    _quieten_torchrec()
     timeout = timedelta(seconds=timeout_s)
     backend = "gloo"
     here = torch.device("cpu")
     if device == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError(
-                "train.device is 'cuda', and PyTorch sees no GPU; use 'cpu', or install the GPU build "
-                "(make env DEVICE=cuda)"
-            )
         backend = "cpu:gloo,cuda:nccl"
         here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(here)

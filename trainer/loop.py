@@ -28,7 +28,7 @@ from trainer.ledger import Ledger
 from trainer.metrics import QualityWindow
 from trainer.publish.publishing import Moment, Publishing
 from trainer.recommender import MappedBatch, Recommender
-from trainer.run.status import RunState, write_status
+from trainer.run.status import RunState, TrainerStatus, write_status
 from trainer.skipped import SkippedBatches
 from trainer.source_opening import OpenSource, open_alike
 from trainer.status_report import StatusReporter, sum_by_key
@@ -41,6 +41,8 @@ from trainer.verification import RecentImpressions, write_verification
 log = structlog.get_logger()
 
 STATUS_INTERVAL_S = 0.5
+SAY_INTERVAL_S = 10.0
+"""Between two lines of the log that say how far it is."""
 
 
 def now_ms() -> int:
@@ -72,6 +74,7 @@ class Timers:
 
     checkpoint_s: float = field(default_factory=time.monotonic)
     status_s: float = 0.0
+    said_s: float = field(default_factory=time.monotonic)
 
     def due(self, last_s: float, interval_s: float) -> bool:
         return time.monotonic() - last_s >= interval_s
@@ -393,5 +396,21 @@ class TrainingLoop:
             window=self.window,
             now_ms=now_ms(),
         )
-        if self.ranks.rank == 0:
-            write_status(self.paths.status, status)
+        if self.ranks.rank != 0:
+            return
+        write_status(self.paths.status, status)
+        if self._timers.due(self._timers.said_s, SAY_INTERVAL_S):
+            self._timers.said_s = time.monotonic()
+            self._say_progress(status)
+
+    @staticmethod
+    def _say_progress(status: TrainerStatus) -> None:
+        log.info(
+            status.state,
+            step=status.step,
+            impressions_trained=status.impressions_trained,
+            samples_per_s=round(status.samples_per_s),
+            lag_impressions=status.lag_impressions,
+            dead_letters=sum(status.dead_letters.values()),
+            version=status.version,
+        )

@@ -85,6 +85,17 @@ def run_worker(config: Config, *, run_dir: Path, security: Security, shard_secur
             stop=stop,
         )
         cleanup.callback(loop.close)
+        if ranks.rank == 0:
+            log.info(
+                "training begins",
+                topic=config.kafka.topic,
+                bootstrap_servers=config.kafka.bootstrap_servers,
+                partitions=loop.source.num_partitions,
+                ranks=ranks.world_size,
+                checkpoint=state.checkpoint or "none, it begins with the stream",
+                shards=list(config.serving.shard_addresses) or "none, it publishes nothing",
+                run_dir=str(run_dir),
+            )
         loop.run()
 
 

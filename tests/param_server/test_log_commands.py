@@ -168,3 +168,12 @@ def test_the_commands_read_beside_a_running_shard_and_gc_refuses(capsys, kit, ch
         assert output == b"1.3 has the content of 1.1\n"
         code, output, _ = run(capsys, "diff", log, "1.1", "1.3")
         assert code == 0
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "gc"])
+def test_a_folder_without_a_log_is_refused(command, folder, tmp_path, capsys):
+    """A check of a backup that is aimed at the wrong folder must not say that all is well."""
+    assert main(["log", command, str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["log", command, str(tmp_path)]) == 1
+    assert f"{tmp_path}: holds no version log; name the folder" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from param_server.client import (
     UnavailableError,
     Version,
 )
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -263,6 +264,20 @@ def test_status_shows_a_shard_and_a_replica(served, children):
         output, _ = shown.communicate(timeout=120)
         assert shown.returncode == 0
         assert key in json.loads(output)
+
+
+def test_an_address_of_another_kind_or_of_nobody_is_said_to_be_one(served, children):
+    _, _, replica = served
+    promoted = children.popen("promote", replica.address, "1.1", stderr=subprocess.PIPE)
+    shown = children.popen("status", f"127.0.0.1:{free_port()}", stderr=subprocess.PIPE)
+    for asked, named in (
+        (promoted, "another kind of server listens"),
+        (shown, "nothing answers at 127.0.0.1"),
+    ):
+        _, error = asked.communicate(timeout=120)
+        assert asked.returncode == 1
+        assert named in error.decode()
+        assert error.count(b"\n") == 1, error
 
 
 def test_the_status_command_says_by_its_exit_code_whether_a_replica_is_ready(served, children):

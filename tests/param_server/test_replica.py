@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import structlog
 
 from param_server.blob_parts import split_blob, to_message
 from param_server.client import Version, blob_ref, content_name, encode_tensors
@@ -25,6 +26,7 @@ from param_server.transport import open_server
 from proto import open_inference_pb2 as oip
 from proto import param_server_pb2, param_server_pb2_grpc
 from proto.tensor_blob import crc32c, decode_tensors
+from tests.ports import free_port
 
 
 class Stream:
@@ -414,6 +416,37 @@ def test_a_loop_survives_whatever_the_shard_sends_and_counts_reloads(kit, stream
     assert [version.sequence for version, _ in replica.applied] == [1, 2, 3]
 
 
+def test_a_shard_that_is_away_is_said_once_and_said_again_when_it_is_back(
+    kit, stream, shard_of_streams, monkeypatch
+):
+    """Nobody is there for the first attempts, however many they are."""
+    address = f"127.0.0.1:{free_port()}"
+    source = ShardSource(address, name="r")
+    attempts = []
+    follow = source.follow
+
+    def counted(*arguments, **options):
+        attempts.append(1)
+        return follow(*arguments, **options)
+
+    monkeypatch.setattr(source, "follow", counted)
+    replica = Replica(clock_ms=lambda: 0)
+    follower = Follower(replica, source, name="r")
+    with structlog.testing.capture_logs() as logs:
+        thread = threading.Thread(target=follower.follow)
+        thread.start()
+        kit.wait_until(lambda: len(attempts) > 3)
+        keys = kit.all_keys()
+        shard_of_streams([stream.version("full", keys[:9])], address=address)
+        kit.wait_until(lambda: replica.store.version == Version(1, 1))
+        follower.stop()
+        thread.join()
+    source.close()
+    events = [one["event"] for one in logs]
+    assert events.index("versions come again") > events.index("subscription ended, trying on")
+    assert events[: events.index("versions come again")].count("subscription ended, trying on") == 1
+
+
 def test_a_reload_that_was_made_is_not_asked_for_again(kit, stream, replica):
     """Also where the stream breaks off afterwards, as it does when the shard dies."""
     keys = kit.all_keys()
@@ -430,7 +463,7 @@ def shard_of_streams():
     """A real gRPC server whose Subscribe answers with given parts, one list a call."""
     servers = []
 
-    def start(answers):
+    def start(answers, *, address="127.0.0.1:0"):
         asked = []
         remaining = iter(answers)
 
@@ -439,7 +472,7 @@ def shard_of_streams():
                 asked.append(request.HasField("held"))
                 yield from next(remaining, [])
 
-        server, address = open_server("127.0.0.1:0", num_threads=4)
+        server, address = open_server(address, num_threads=4)
         param_server_pb2_grpc.add_ParamServerServicer_to_server(Servicer(), server)
         server.start()
         servers.append(server)

@@ -12,6 +12,7 @@ from typing import Any
 from kafka import KafkaProducer
 from msgspec.structs import replace
 
+from proto.impression_pb2 import ImpressionBatch
 from tests.kafka_reading import read_records
 from trainer.config import Config, to_toml
 from trainer.stream.broker import Security, connect_options
@@ -21,21 +22,13 @@ from trainer.stream.record import encode_record
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def spoiled(batch: Impressions) -> Impressions:
-    """The batch with two impossible impressions: a domain that is none, and a label of 2."""
-    domain_N = batch.domain_N.copy()
-    domain_N[3] = 200
-    labels_NT = batch.labels_NT.copy()
-    labels_NT[5, 0] = 2.0
-    return type(batch)(
-        **{
-            field: getattr(batch, field)
-            for field in Impressions.__dataclass_fields__
-            if field not in ("domain_N", "labels_NT")
-        },
-        domain_N=domain_N,
-        labels_NT=labels_NT,
-    )
+def spoiled(record: bytes) -> bytes:
+    """The record with two impossible impressions: a domain that is none, and a label of 2."""
+    batch = ImpressionBatch.FromString(record)
+    batch.domain_indices = batch.domain_indices[:3] + bytes([200]) + batch.domain_indices[4:]
+    label = batch.labels[0]
+    label.values = label.values[:5] + bytes([2]) + label.values[6:]
+    return batch.SerializeToString()
 
 
 def test_bad_input_is_counted_and_kept_and_the_rest_is_trained(
@@ -64,7 +57,7 @@ def test_bad_input_is_counted_and_kept_and_the_rest_is_trained(
     batches[0].sparse["item_id"].ids_L[:2] = [1 << 52, -1]
     records = [encode_record(batch, config.schema) for batch in batches[:3]]
     records.insert(1, b"\xff\x00 no record at all")
-    records.insert(3, encode_record(spoiled(batches[3]), config.schema))
+    records.insert(3, spoiled(encode_record(batches[3], config.schema)))
     for number, record in enumerate(records):
         producer.send(topic, record, partition=number % 3)
     producer.close()
@@ -74,6 +67,9 @@ def test_bad_input_is_counted_and_kept_and_the_rest_is_trained(
     command = [sys.executable, "-m", "trainer", "train", "--config", str(path), "--run-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    (begins,) = [line for line in done.stderr.splitlines() if "training begins" in line]
+    assert f"topic={topic}" in begins
+    assert "it publishes nothing" in begins
 
     newest = max((tmp_path / "checkpoints").glob("step-*"))
     manifest = json.loads((newest / "manifest.json").read_text())

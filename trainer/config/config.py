@@ -16,6 +16,7 @@ import tomli_w
 
 from feature_eviction.policy import ScoreConfig
 from param_server.client import RulesConfig
+from trainer.config.explained import explained
 from trainer.config.schema import SchemaConfig, table_name
 from trainer.errors import ConfigError
 
@@ -513,7 +514,7 @@ def load_config(path: Path) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8 text") from error
     except msgspec.MsgspecError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {explained(error, of=Config)}") from error
 
 
 def to_toml(config: Config) -> str:

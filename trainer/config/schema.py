@@ -21,6 +21,8 @@ USER_ID_SOURCE = "user_id"
 """The feature that reads the record's own user id column."""
 DOMAIN_SOURCE = "domain"
 """The feature that reads the record's own domain column (its index in `domains`)."""
+BUILT_IN = (USER_ID_SOURCE, DOMAIN_SOURCE)
+"""They have no column beside these."""
 
 _OF_THE_CLASS = ("dim", "ttl_s", "min_updates", "max_rows", "protected", "admission")
 """What features that share rows must agree on."""
@@ -158,7 +160,7 @@ class SchemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                     f"schema: task '{task.name}': single_column names {', '.join(unknown)}; the domains are "
                     f"{', '.join(self.domains)}"
                 )
-        for name in (USER_ID_SOURCE, DOMAIN_SOURCE):
+        for name in BUILT_IN:
             feature = next((f for f in self.features if f.name == name), None)
             if feature is not None and feature.kind != "single":
                 raise ValueError(f"schema: feature '{name}' reads a built-in column and must be 'single'")

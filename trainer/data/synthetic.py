@@ -82,7 +82,7 @@ class SyntheticStream:
     """
 
     def __init__(self, config: Config) -> None:
-        _check_schema(config.schema)
+        check_schema(config.schema)
         if config.produce.scale < SCALE_MIN:
             raise ConfigError(
                 f"produce.scale must be at least {SCALE_MIN:g} for the synthetic stream, "
@@ -358,7 +358,8 @@ def _request_ids(seed: int, first: int, num: int) -> npt.NDArray[np.uint64]:
     return request_ids_N
 
 
-def _check_schema(schema: SchemaConfig) -> None:
+def check_schema(schema: SchemaConfig) -> None:
+    """Raises: ConfigError if the schema has a feature, domain or task that the stream does not have."""
     for what, found, known in (
         ("features", [feature.name for feature in schema.features], FEATURES),
         ("domains", list(schema.domains), table1.DOMAINS),
@@ -367,7 +368,9 @@ def _check_schema(schema: SchemaConfig) -> None:
         unknown = [name for name in found if name not in known]
         if unknown:
             raise ConfigError(
-                f"schema: the synthetic stream has no {what} {', '.join(unknown)}; it has {', '.join(known)}"
+                f"schema: the synthetic stream has no {what} {', '.join(unknown)}; it has "
+                f"{', '.join(known)}. A stream of your own comes by Kafka, to `trainer train` "
+                "(docs/your_data.md)"
             )
     for task in schema.tasks:
         if task.label != "recorded":

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from proto.impression_pb2 import DenseColumn, ImpressionBatch, LabelColumn, SparseColumn
-from trainer.config.schema import DOMAIN_SOURCE, USER_ID_SOURCE, FeatureConfig, SchemaConfig
+from trainer.config.schema import BUILT_IN, DOMAIN_SOURCE, USER_ID_SOURCE, FeatureConfig, SchemaConfig
 from trainer.errors import StreamError
 from trainer.stream.columns import Impressions, Jagged
+from trainer.stream.encodable import check_encodable
 from trainer.stream.slicing import select_impressions
 
 RECORD_IMPRESSIONS_MAX = 65_536
@@ -31,8 +32,6 @@ EVENT_TIME_MS_MAX = (2**32 - 1) * 1000
 UNKNOWN_DOMAIN = 255
 
 Column = TypeVar("Column")
-
-BUILT_IN = (USER_ID_SOURCE, DOMAIN_SOURCE)
 
 
 class RecordError(StreamError):
@@ -77,11 +76,13 @@ class DecodedRecord:
 def encode_record(impressions: Impressions, schema: SchemaConfig) -> bytes:
     """One record of all the impressions.
 
-    Raises: ValueError if there are none, too many, or an id list is longer than 65535.
+    Raises: ValueError if there are none, too many, or an id list is longer than 65535; or as check_encodable
+        does.
     """
     num = len(impressions)
     if not 1 <= num <= RECORD_IMPRESSIONS_MAX:
         raise ValueError(f"a record holds 1..{RECORD_IMPRESSIONS_MAX} impressions, found {num}")
+    check_encodable(impressions, schema)
     batch = ImpressionBatch(
         num_impressions=num,
         request_ids=impressions.request_ids_N.astype("<u8", copy=False).tobytes(),
@@ -256,7 +257,9 @@ def _by_name(what: str, columns: Iterable[tuple[str, Column]]) -> dict[str, Colu
 def _require(name: str, columns: Mapping[str, object], what: str) -> None:
     if name not in columns:
         there = ", ".join(sorted(columns)) or "none"
-        raise RecordError("missing_column", f"{what} column '{name}' is missing; the record has: {there}")
+        raise RecordError(
+            f"missing_column:{name}", f"{what} column '{name}' is missing; the record has: {there}"
+        )
 
 
 def _domains(batch: ImpressionBatch, schema: SchemaConfig, bad: _BadRows) -> npt.NDArray[np.uint8]:

@@ -7,10 +7,12 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from feature_eviction import FeatureEvictionError, ScoreConfig
 from trainer.config import Config, preset
 from trainer.errors import ConfigError, DataError
 from trainer.run.plan import RunOptions
@@ -60,6 +62,41 @@ def test_a_model_that_cannot_be_built_or_served_is_refused_before_anything_start
     model = msgspec.structs.replace(small_config.model, name=name)
     with pytest.raises(ConfigError, match=named):
         run_all(msgspec.structs.replace(small_config, model=model), options)
+    assert not options.out_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"train": {"device": "cuda"}}, "train.device is 'cuda', and PyTorch sees no GPU"),
+        ({"model": {"options": {"x": 1}}}, "'x' is for a model of your own"),
+        ({"table": {"bytes_limit": 10}}, "bytes_limit 10 over 1 ranks holds no row"),
+        ({"table": {"score": ScoreConfig(kind="nowhere_at_all:fn")}}, "nowhere_at_all"),
+        ({"role": "other"}, "EPNet needs at least one feature with role 'domain'"),
+        ({"feature": "shoe_size"}, r"synthetic stream has no features shoe_size.*docs/your_data\.md"),
+    ],
+    ids=["device", "option", "bytes", "score", "role", "stream"],
+)
+def test_what_the_trainer_would_refuse_is_refused_before_anything_starts(
+    options: RunOptions, changes: dict[str, Any], named: str
+) -> None:
+    config = preset("quickstart")
+    check_inputs(config, options)
+    replaced = msgspec.structs.replace
+    features = list(config.schema.features)
+    if "role" in changes:
+        features = [replaced(one, role=changes["role"]) for one in features]
+    if "feature" in changes:
+        features[2] = replaced(features[2], name=changes["feature"])
+    config = replaced(
+        config,
+        schema=replaced(config.schema, features=tuple(features)),
+        train=replaced(config.train, **changes.get("train", {})),
+        model=replaced(config.model, **changes.get("model", {})),
+        tables=(replaced(config.tables[0], **changes.get("table", {})),),
+    )
+    with pytest.raises((ConfigError, FeatureEvictionError), match=named):
+        run_all(config, options)
     assert not options.out_dir.exists()
 
 

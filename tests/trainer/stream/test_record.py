@@ -115,8 +115,8 @@ STRUCTURAL: list[tuple[str, str, Change]] = [
     ("unequal_columns", "dense 'age_h'", lambda b: setattr(b.dense[0], "values", b"\0" * 4)),
     ("unequal_columns", "label 'click'", lambda b: setattr(b.labels[0], "values", b"\0")),
     ("unequal_columns", "known of 'click'", lambda b: setattr(b.labels[0], "known", b"\1")),
-    ("missing_column", "'item_id'", lambda b: setattr(b.sparse[0], "name", "other")),
-    ("missing_column", "'age_h'", lambda b: b.ClearField("dense")),
+    ("missing_column:item_id", "'item_id'", lambda b: setattr(b.sparse[0], "name", "other")),
+    ("missing_column:age_h", "'age_h'", lambda b: b.ClearField("dense")),
     ("duplicate_column", "'tags'", lambda b: setattr(b.sparse[0], "name", "tags")),
     ("duplicate_column", "'click'", _append_label),
 ]
