@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import psutil
 import pytest
@@ -58,6 +59,20 @@ def test_a_run_that_is_refused_leaves_its_worker_at_work(make_specs):
     assert "the columns cannot be read" in (heard[0].message.error or "")
     assert heard[-1].message.result is not None
     assert len(set(workers)) == 1
+
+
+def test_an_answer_that_cannot_be_read_fails_its_run_only(make_specs, monkeypatch, tmp_path):
+    """The program in the worker's place says what no worker does, and would go on for a minute."""
+    program = tmp_path / "worker"
+    program.write_text('#!/bin/sh\nread spec\necho \'{"trained": "much"}\'\nexec sleep 60\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    (first,), (second,) = make_specs("shared_bottom"), make_specs("mmoe")
+    heard: list[Event] = []
+    run_all([first, second], num_workers=1, hear=heard.append)
+    assert [event.spec for event in heard] == [first, second]
+    for event in heard:
+        assert (event.message.error or "").startswith(f"{event.spec.name}: unreadable answer: Expected `int")
 
 
 def test_no_runs_are_no_work():
