@@ -129,3 +129,28 @@ def test_killed_trainer_ends_in_the_same_state_as_one_that_never_was(
         k: v for k, v in expected.items() if k not in UNLIKE
     }
     assert found["files"] == expected["files"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_run_that_began_behind_the_newest_record_goes_on_from_there(
+    embedded_broker: Any, tmp_path: Path
+) -> None:
+    """Killed before it has trained anything: what came meanwhile is trained, what was there before is not."""
+    config = make_config(embedded_broker)
+    kafka = replace(config.kafka, begin="newest")
+    config = replace(config, kafka=kafka, checkpoint=replace(config.checkpoint, interval_s=3600))
+    path, run_dir = tmp_path / "config.toml", tmp_path / "run"
+    path.write_text(to_toml(config))
+    produce(path, tmp_path / "producer")
+    process = subprocess.Popen(command("train", path, run_dir), cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 60
+    while not list((run_dir / "checkpoints").glob("step-*/manifest.json")):
+        assert process.poll() is None, "the trainer ended by itself"
+        assert time.monotonic() < deadline_s, "no checkpoint came"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    produce(path, tmp_path / "producer")
+    found = drained_manifest(path, run_dir)
+    assert found["counters"]["impressions_trained"] == PART_IMPRESSIONS

@@ -8,6 +8,7 @@ reads the clocks; everything below it takes the time as an argument.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -127,6 +128,9 @@ class TrainingLoop:
         self._newest = (self.progress.event_time_s, self.progress.produced_ms_newest)
         self._mapper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="map")
         self.source = self._open_source(self.positions)
+        if self.config.kafka.begin == "newest" and not self.newest_checkpoint:
+            # Where it began is known to nobody else, and another start would begin further on.
+            self._timers.checkpoint_s = -math.inf
 
     def _open_source(self, positions: Iterable[Position]) -> KafkaSource:
         """Collective. Raises: StreamError if the ranks do not see one topic with equally many partitions."""

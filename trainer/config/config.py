@@ -249,6 +249,10 @@ class KafkaConfig(Section, frozen=True, kw_only=True):
     """strict: each batch takes a fixed share of every partition, so batches depend on the stream alone and
     an idle partition holds training up. loose: a batch takes what is there, oldest first
     (trainer/stream/order.py)."""
+    begin: Literal["oldest", "newest"] = "oldest"
+    """Where a run without a checkpoint begins: at the oldest records that the topic holds, or behind the
+    newest. There it saves a checkpoint at once, so that it goes on from there whatever happens; partitions
+    that are added later are read from their oldest record."""
     bad_share_max: float = 0.1
     """Of the newest bad_window impressions, how many may be refused before the run stops; 1 = never stop."""
     bad_window: int = 10_000

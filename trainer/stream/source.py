@@ -77,7 +77,8 @@ class KafkaSource:
         security: Security | None = None,
     ) -> None:
         """Args: batch_size: impressions of one batch over all ranks. positions: of any ranks (those of other
-        partitions are ignored); a partition without one starts at its oldest record. expected_topic_id: the
+        partitions are ignored); a partition without one starts at its oldest record, or, where there are none
+        at all, where kafka.begin says. expected_topic_id: the
         topic_id of the source that the positions come from; "" = not known."""
         self._kafka = kafka
         self._schema = schema
@@ -98,7 +99,7 @@ class KafkaSource:
         _check_partitions(kafka.topic, everything, known)
         consumer = _consumer(kafka, options)
         watch, start, ends = _place(
-            consumer, kafka.topic, num, expected_topic_id=expected_topic_id, mine=mine, given=known
+            consumer, kafka, num, expected_topic_id=expected_topic_id, mine=mine, given=known
         )
         self.topic_id = watch.topic_id
         """The id that the broker gave the topic when it was made; "" where the broker has no such ids."""
@@ -259,7 +260,7 @@ class KafkaSource:
 
 def _place(
     consumer: KafkaConsumer,
-    topic: str,
+    kafka: KafkaConfig,
     num_partitions: int,
     *,
     expected_topic_id: str,
@@ -271,10 +272,13 @@ def _place(
     Returns: the watch over the topic, where each partition starts, where each ends by now.
     """
     try:
-        watch = watch_topic(consumer, topic, num_partitions=num_partitions)
-        check_topic_id(topic, expected=expected_topic_id, found=watch.topic_id)
-        start = _seek(consumer, topic=topic, partitions=mine, given=given)
-        return watch, start, _ends(consumer, topic, mine)
+        watch = watch_topic(consumer, kafka.topic, num_partitions=num_partitions)
+        check_topic_id(kafka.topic, expected=expected_topic_id, found=watch.topic_id)
+        # A rank that had no partition before the topic grew has no position either, and is not new.
+        is_new = not given and not expected_topic_id
+        behind_all = is_new and kafka.begin == "newest"
+        start = _seek(consumer, topic=kafka.topic, partitions=mine, given=given, behind_all=behind_all)
+        return watch, start, _ends(consumer, kafka.topic, mine)
     except BaseException:
         consumer.close(autocommit=False)
         raise
@@ -304,10 +308,17 @@ def _consumer(kafka: KafkaConfig, options: Mapping[str, Any]) -> KafkaConsumer:
 
 
 def _seek(
-    consumer: KafkaConsumer, *, topic: str, partitions: list[int], given: Mapping[int, Position]
+    consumer: KafkaConsumer,
+    *,
+    topic: str,
+    partitions: list[int],
+    given: Mapping[int, Position],
+    behind_all: bool,
 ) -> tuple[Position, ...]:
     """Assign and seek; a position outside of the log is refused before anything is read.
 
+    Args: behind_all: a partition that is not among the given ones starts behind its newest record, and not
+        at its oldest.
     Returns: where each partition starts.
     """
     assigned = [TopicPartition(topic, partition) for partition in partitions]
@@ -319,7 +330,8 @@ def _seek(
     ends = _ends(consumer, topic, partitions)
     start = []
     for tp in assigned:
-        position = given.get(tp.partition, Position(topic, tp.partition, int(oldest[tp]), 0))
+        first = ends[tp.partition] if behind_all else int(oldest[tp])
+        position = given.get(tp.partition, Position(topic, tp.partition, first, 0))
         if not oldest[tp] <= position.kafka_offset <= ends[tp.partition]:
             where = (
                 f"partition {tp.partition} at Kafka offset {position.kafka_offset} "

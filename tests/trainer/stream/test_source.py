@@ -319,6 +319,29 @@ def test_resuming_inside_a_record_does_not_count_passed_bad_rows_again(
     assert (counted, rest.dead_letters) == ({"event_time_not_positive": 1},) * 2
 
 
+def test_a_new_run_may_begin_behind_the_newest_record(
+    filled, open_source, send_values, schema, make_impressions
+):
+    newest = replace(filled, begin="newest")
+    source = open_source(newest)
+    assert [position.kafka_offset for position in source.positions()] == [RECORDS // 3] * 3
+    send_values(newest, _records(schema, make_impressions, first=RECORDS, num=3))
+    later = [number * ROWS + row for number in range(RECORDS, RECORDS + 3) for row in range(ROWS)]
+    assert sorted(_flat(_drain(source))) == later
+
+
+def test_only_a_new_run_begins_behind_the_newest_record(filled, open_source):
+    """Not a partition without a position, and not a rank without any, of a run that has begun."""
+    newest = replace(filled, begin="newest")
+    known = [Position(filled.topic, 0, 2, 0)]
+    positions = open_source(newest, positions=known).positions()
+    assert [position.kafka_offset for position in positions] == [2, 0, 0]
+    topic_id = open_source(newest).topic_id
+    if topic_id:
+        positions = open_source(newest, expected_topic_id=topic_id).positions()
+        assert [position.kafka_offset for position in positions] == [0, 0, 0]
+
+
 def test_a_position_beyond_the_end_is_refused(filled, open_source):
     with pytest.raises(StreamError, match=r"partition 1 at Kafka offset 999 .*Choices"):
         open_source(filled, positions=[Position(filled.topic, 1, 999, 0)])
