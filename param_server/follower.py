@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 BACKOFF_MIN_S = 0.05
 BACKOFF_MAX_S = 2.0
+REFUSED_AGAIN_MAX_S = 15.0
+"""Where the same version is refused again: each attempt loads everything from the newest full version on."""
 HOLD_S = 1.0
 """How often a replica that follows nothing asks what is promoted; how late it may learn of it."""
 
@@ -41,6 +43,8 @@ class Follower:
         self._wake = threading.Event()
         self._is_away = False
         """The source was lost, and has sent no version since."""
+        self._refusal = ""
+        """What the last attempt was refused for; empty: it was not."""
 
     def follow(self) -> None:
         """Until `stop`: ask, apply; after a failure wait a little longer each time and go on."""
@@ -52,12 +56,14 @@ class Follower:
             if plan is None or plan.kind == "hold":
                 self._wake.wait(HOLD_S)
                 continue
-            self._run(plan)
-            if self._replica.store.version != before:
+            refusal = self._run(plan)
+            again = bool(refusal) and refusal == self._refusal
+            self._refusal = refusal
+            if self._replica.store.version != before and not again:
                 backoff_s = BACKOFF_MIN_S
             if self._replica.is_current(plan):
                 self._wake.wait(backoff_s)
-            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+            backoff_s = min(2 * backoff_s, REFUSED_AGAIN_MAX_S if again else BACKOFF_MAX_S)
 
     def pin(self, version: Version | None) -> None:
         """See Replica.pin; what the loop was doing ends."""
@@ -82,7 +88,8 @@ class Follower:
                 return None
         return replica.plan()
 
-    def _run(self, plan: Plan) -> None:
+    def _run(self, plan: Plan) -> str:
+        """One attempt. Returns: why a version was refused; empty: none was."""
         replica, source = self._replica, self._source
         shared = replica.begin(plan)
         try:
@@ -103,6 +110,7 @@ class Follower:
         except REFUSALS as error:
             replica.refuse(error, plan)
             log.warning("version refused", replica=self._name, plan=plan.kind, reason=str(error))
+            return str(error)
         except AccessError as error:
             replica.last_refusal = str(error)
             log.error("not let in", replica=self._name, reason=str(error))
@@ -111,3 +119,4 @@ class Follower:
             if not self._is_away:
                 self._is_away = True
                 log.info("subscription ended, trying on", replica=self._name, reason=str(error))
+        return ""

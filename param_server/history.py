@@ -1,7 +1,7 @@
 """What a log still knows, as replicas ask for it: chains of versions, and which version is promoted.
 
-A promoted version is what replicas of the stable channel answer from. It is one small object beside the
-manifests, replaced durably by shard 0 and read by everyone; retention keeps its chain.
+A promoted version is what replicas of the stable channel answer from. It is one small sealed object beside
+the manifests, replaced durably by shard 0 and read by everyone; retention keeps its chain.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Protocol
 from param_server.errors import LogDamageError, ManifestError, StoreMissingError
 from param_server.manifest import Manifest, Version
 from param_server.stores import Store
+from proto.tensor_blob import crc32c
 
 PROMOTED = "promoted"
 
@@ -35,17 +36,21 @@ class VersionReader(Protocol):
 
 
 def read_promoted(store: Store) -> Version | None:
-    """Raises: LogDamageError if the object is not a version."""
+    """Raises: LogDamageError if the object is not a version under its checksum."""
     try:
-        text = store.read(PROMOTED, num_bytes=100).decode("ascii", "replace").strip()
+        data = store.read(PROMOTED, num_bytes=100)
     except StoreMissingError:
         return None
+    seal, _, line = data.partition(b"\n")
     try:
-        return Version.parse(text)
+        if seal != b"%08x" % crc32c(line):
+            raise ManifestError(f"its checksum differs, found {data[:40]!r}; it is torn or rotten")
+        return Version.parse(line.decode("ascii", "replace").strip())
     except ManifestError as error:
         raise LogDamageError(f"object {PROMOTED}: {error}. Remove it and promote anew.") from error
 
 
 def write_promoted(store: Store, version: Version) -> None:
     """Durable when this returns. Only shard 0 writes it: its retention must know of it first."""
-    store.replace(PROMOTED, f"{version}\n".encode())
+    line = f"{version}\n".encode()
+    store.replace(PROMOTED, b"%08x\n" % crc32c(line) + line)

@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from param_server.durable_files import (
@@ -83,7 +83,12 @@ class LocalStore:
                 descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             except FileExistsError as error:
                 raise StoreExistsError(f"object {name}: it is there already") from error
-            fsync_directory(path.parent)
+            try:
+                fsync_directory(path.parent)
+            except OSError:
+                os.close(descriptor)
+                path.unlink(missing_ok=True)
+                raise
             return LocalSegment(descriptor, name=name)
 
     def read(self, name: str, *, start: int = 0, num_bytes: int | None = None) -> bytes:
@@ -171,6 +176,9 @@ class LocalSegment:
                         done = os.pwrite(self._descriptor, rest, total + start - len(rest))
                         rest = rest[done:]
             except OSError as error:
+                # A full disk must get its room back: without it not even a new generation can be opened.
+                with suppress(OSError):
+                    os.ftruncate(self._descriptor, start)
                 raise LogError(f"object {self._name}: {error.strerror or error}") from error
             self._num_bytes += total
             return start

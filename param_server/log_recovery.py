@@ -132,13 +132,19 @@ def check_num_shards(store: Store, num_shards: int) -> None:
     Raises: LogError if it was made for another number.
     """
     try:
-        store.create(SHARDS, f"{num_shards}\n".encode())
-    except StoreExistsError:
-        if made_for(store) != num_shards:
-            raise LogError(
-                f"this log was made for {made_for(store)} shards, not for {num_shards}: begin a new log and "
-                "publish a full version there"
-            ) from None
+        # Read first: a shard must be able to start on a full disk, and creating takes room.
+        found = made_for(store)
+    except StoreMissingError:
+        try:
+            store.create(SHARDS, f"{num_shards}\n".encode())
+            return
+        except StoreExistsError:
+            found = made_for(store)
+    if found != num_shards:
+        raise LogError(
+            f"this log was made for {found} shards, not for {num_shards}: begin a new log and "
+            "publish a full version there"
+        )
 
 
 def read_blob_of(store: Store, version: Version, blob: BlobRef) -> tuple[bytes | memoryview | None, str]:

@@ -94,8 +94,10 @@ class Replica:
 
     @property
     def held_by_operator(self) -> bool:
-        """The live version is the one that an operator chose, however old it grows."""
-        target = self._target()
+        """The live version is the one that an operator chose or rolled back to, however old it is."""
+        target, model = self._target(), self._live.model
+        if model is not None and model.manifest.rollback_of is not None:
+            return True
         return target is not None and self._live.version == target
 
     @property

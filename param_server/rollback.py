@@ -2,7 +2,9 @@
 
 Only ids that a version after the old one touched can differ, so a delta with the old rows of these, and a
 delete for each of them that the old version does not have, is the whole difference. Where a full version
-lies between, or recovery has set one aside and what it touched is not known, the new version is full too.
+lies between, or recovery has set one aside and what it touched is not known, the new version is full too. So
+it is where rows say when they were last seen: replicas with lifetimes have let rows go by the later versions'
+event time, which no version names.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from param_server.errors import GapError
 from param_server.log_order import chain_to
 from param_server.manifest import SHARED_KINDS, BlobRef, Manifest, Version, blob_ref
 from param_server.row_blobs import encode_rows
-from param_server.version_content import Keys, rows_of_chain, touched_by
+from param_server.version_content import Keys, rows_of_chain, segments_of, touched_by
 from param_server.version_log import VersionLog
 from proto.row_segment import RowSegment
 
@@ -46,6 +48,7 @@ def plan_rollback(log: VersionLog, old: Version, *, num_shards: int, now_ms: int
     versions = [old, *(manifest.version for manifest in between)]
     is_whole = [manifest.parent for manifest in between] == versions[:-1]
     full = not is_whole or any(manifest.kind == "full" for manifest in between)
+    full = full or (source.watermark_ms < log.read(head).watermark_ms and _may_expire(chain, log))
     touched = None if full else touched_by(between, log.read_blob)
     blobs: list[tuple[BlobRef, bytes]] = []
     for shard in range(num_shards):
@@ -66,6 +69,14 @@ def plan_rollback(log: VersionLog, old: Version, *, num_shards: int, now_ms: int
         rollback_of=old,
     )
     return RollbackPlan(manifest, blobs)
+
+
+def _may_expire(chain: list[Manifest], log: VersionLog) -> bool:
+    """Whether replicas can hold these rows for a lifetime: they then come with when they were last seen."""
+    for _, _, segment in segments_of(chain, log.read_blob):
+        if len(segment):
+            return segment.last_seen_s_N is not None
+    return False
 
 
 def _next_version(log: VersionLog, head: Version) -> Version:

@@ -157,7 +157,7 @@ class Shard:
 
           1. the writer is not fenced, the version follows the head, its blobs are durable
           2. its rows are decoded, checked and written beside the live ones
-          3. its model can be loaded
+          3. its weights and signature can be read, and every weight is finite
           4. the log creates the manifest: from here on the version exists, and nothing can be refused
           5. the rows become the live ones, and subscribers are told
           6. retention removes what the version made superfluous
@@ -328,12 +328,19 @@ class Shard:
             yield segment
 
     def _check_model(self, manifest: Manifest) -> None:
-        """A version that no replica could load must not become the head."""
+        """A version whose weights or signature no replica could read must not become the head.
+
+        Whether the program takes the weights is seen where it runs: a replica refuses such a version and
+        answers from the one before.
+        """
         dense, signature = manifest.blob("dense"), manifest.blob("signature")
         if dense is None or signature is None:
             return
         where = f"version {manifest.version}: blob"
-        decode_tensors(self.log.read_blob(manifest, dense.name), where=f"{where} '{dense.name}'")
+        weights, _ = decode_tensors(self.log.read_blob(manifest, dense.name), where=f"{where} '{dense.name}'")
+        for name, values in weights.items():
+            if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+                raise BadBlobError(f"{where} '{dense.name}': weight '{name}' is not finite")
         serving = decode_signature(
             bytes(self.log.read_blob(manifest, signature.name)), where=f"{where} '{signature.name}'"
         )

@@ -122,6 +122,6 @@ class Staging:
         try:
             self._store.create(CONTENT + name, data)
         except StoreExistsError:
-            if self._store.read(CONTENT + name) != data:
-                # Its name is its content's, so what lies there is rot.
-                self._store.replace(CONTENT + name, data)
+            # Its name is its content's. What lies there may be rot, or not durable yet: an earlier try may
+            # have failed after it had given the name.
+            self._store.replace(CONTENT + name, data)

@@ -430,9 +430,14 @@ class VersionLog:
     def add_snapshot(self, snapshot: Manifest) -> bool:
         """Let readers begin with a version's whole content; every blob must be durable.
 
-        Returns: False if retention dropped the version meanwhile.
+        Returns: False if retention dropped the version meanwhile. Raises: LogError if a publisher's sync of a
+            segment that the snapshot shares with it failed: only the publisher heard of that, and retention
+            would drop the versions that the snapshot stands for.
         """
         with self._mutex:
+            lost = [name for name in self._snapshot_segments if self._segments.is_lost(name)]
+            if lost:
+                raise LogError(f"object {min(lost)}: it could not be made durable, and so no snapshot")
             entry = self._view.get(snapshot.version)
             if entry is None:
                 return False

@@ -8,8 +8,11 @@ from dataclasses import astuple
 
 import kubernetes_validate
 import msgspec
+import numpy as np
 import pytest
 
+from param_server.memory_budget import row_bytes
+from param_server.row_store import COLUMNS
 from param_server.serving_config import ServingConfig
 from tests.k8s.manifests import (
     FOLDER,
@@ -24,6 +27,7 @@ from tests.k8s.manifests import (
     workloads,
 )
 from trainer.config import load_config, preset
+from trainer.recommender import slots_for
 from trainer.stream.broker import ENVIRONMENT_PREFIX, security_from_environment
 
 VERSION = kubernetes_validate.latest_version()
@@ -90,10 +94,25 @@ def test_the_configurations_load_and_name_the_shard_and_mounted_files() -> None:
     folders = [mount["mountPath"] for mount in mounts]
     for file in (config.serving.tls_ca_file, config.serving.tls_cert_file, config.serving.tls_key_file):
         assert file.rpartition("/")[0] in folders
+
+
+def memory_of(kind: str, name: str) -> int:
+    limit: str = container_of(named(kind, name))["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi")
+    return int(limit.removesuffix("Gi")) << 30
+
+
+def test_the_pods_have_the_memory_that_the_tables_and_versions_need() -> None:
+    """By k8s/README.md's "Size it", with a full table whose rows go out with score and last sighting."""
+    config = load_config(FOLDER / "freshet.toml")
     serving = msgspec.toml.decode((FOLDER / "serving.toml").read_bytes(), type=ServingConfig)
-    memory = container_of(named("Deployment", "freshet-replica"))["resources"]["limits"]["memory"]
-    # A full version is loaded beside the one that answers.
-    assert 2 * serving.memory_budget_bytes <= int(memory.removesuffix("Gi")) << 30
+    num_rows = sum(slots_for(table, world_size=1, config=config) for table in config.tables)
+    dim = config.schema.dims[0]
+    version = num_rows * (8 + 4 * dim + 4 + 8)
+    assert serving.memory_budget_bytes + 2.3 * version <= memory_of("Deployment", "freshet-replica")
+    in_the_shard = num_rows * row_bytes(dim, columns=[np.dtype(one) for one in COLUMNS.values()])
+    assert 2 * in_the_shard + version <= memory_of("StatefulSet", "freshet-shard")
+    assert sum(table.bytes_limit for table in config.tables) < memory_of("StatefulSet", "freshet-trainer") / 4
 
 
 @every_workload

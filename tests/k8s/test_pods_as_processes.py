@@ -27,7 +27,7 @@ from tests.k8s.manifests import FOLDER, REPOSITORY, Document, commands_of, conta
 BIN = Path(sys.executable).parent
 IMPRESSIONS = 12_000
 DEADLINE_S = 150.0
-HERE = {"kafka:9092": "", "bytes_limit = 8589934592": "bytes_limit = 16777216"}
+HERE = {"kafka:9092": "", "bytes_limit = 2147483648": "bytes_limit = 16777216"}
 """What the test changes in freshet.toml; the broker's address is filled in."""
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from param_server.errors import LogDamageError
+from param_server.errors import LogDamageError, LogError
 from param_server.manifest import Manifest, Version, blob_ref, content_name
 from param_server.shard import SNAPSHOT_WAIT_S, Shard
 from param_server.signature import ServingSignature, SignatureFeature, encode_signature
@@ -95,6 +97,38 @@ def test_a_failed_snapshot_is_tried_again_later_and_not_at_once(disk, shard):
     assert shard.status().num_snapshots == 0
     shard.maintain(now_s=100.0 + SNAPSHOT_WAIT_S)
     assert shard.status().num_snapshots == 1
+
+
+def test_a_snapshot_does_not_stand_on_a_segment_that_a_publishers_sync_lost(disk, shard, monkeypatch):
+    """The publisher alone hears that the sync failed; the snapshot's own comes in the segment after."""
+    for _ in range(2):
+        shard.commit(publish(shard))
+    append = VersionLog.append_snapshot
+    told = []
+
+    def append_and_lose(self: VersionLog, *arguments: Any, **options: Any) -> tuple[str, int]:
+        place = append(self, *arguments, **options)
+        if not told:
+            disk.faults.error_rate = 1.0
+            with pytest.raises(LogError) as caught:
+                shard.log.sync()
+            disk.faults.error_rate = 0.0
+            told.append(str(caught.value))
+        return place
+
+    monkeypatch.setattr(VersionLog, "append_snapshot", append_and_lose)
+    with pytest.raises(LogError, match="could not be made durable, and so no snapshot"):
+        shard.snapshot()
+    assert told
+    assert [str(info.version) for info in shard.versions()] == ["1.1", "1.2"]
+    monkeypatch.setattr(VersionLog, "append_snapshot", append)
+    made = shard.snapshot()
+    assert made is not None
+    assert made.version == Version(1, 2)
+    shard.log.close()
+    disk.lose_power("shard-0")
+    again = VersionLog(SimulatedStore(disk, owner="shard-0"))
+    assert (again.head, again.damage) == (Version(1, 2), [])
 
 
 def test_what_fenced_writers_left_is_dropped_when_a_generation_is_opened(disk, shard):

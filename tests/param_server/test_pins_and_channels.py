@@ -12,9 +12,11 @@ import pytest
 from param_server.client import HistoryClient, MissingBlobError, ParamServerClient, ReplicaClient, Version
 from param_server.errors import GapError, LogDamageError
 from param_server.follower import Follower
+from param_server.history import read_promoted
 from param_server.local_store import LocalStore
 from param_server.replica import Replica
 from param_server.replica_service import ReplicaService
+from param_server.rollback import plan_rollback
 from param_server.sources import StoreSource
 from param_server.version_log import VersionLog
 from proto import open_inference_pb2 as oip
@@ -198,6 +200,21 @@ def test_a_version_that_an_operator_holds_stays_ready_however_old(kit, history):
     assert not service.ServerReady(oip.ServerReadyRequest(), None).ready
 
 
+def test_a_version_that_was_rolled_back_to_is_ready_however_old(history):
+    """An operator asked for it; without it the whole service would leave at once."""
+    log, _, trainer = history
+    clock = {"now_ms": 0}
+    replica = Replica(clock_ms=lambda: clock["now_ms"])
+    service = ReplicaService(replica, stale_after_ms=1000, clock_ms=lambda: clock["now_ms"])
+    plan = plan_rollback(log, Version(1, 6), num_shards=1, now_ms=0)
+    trainer.client.publish(plan.manifest.version, [(one.kind, one.name, data) for one, data in plan.blobs])
+    trainer.client.commit(plan.manifest)
+    go(replica, StoreSource(log))
+    assert replica.store.version == plan.manifest.version
+    clock["now_ms"] = replica.store.model.manifest.produced_ms_newest + 50_000
+    assert service.ServerReady(oip.ServerReadyRequest(), None).ready
+
+
 def test_what_is_promoted_survives_a_restart_and_must_be_in_the_log(history, tmp_path):
     log, _, _ = history
     assert log.promoted() is None
@@ -208,8 +225,15 @@ def test_what_is_promoted_survives_a_restart_and_must_be_in_the_log(history, tmp
     again = VersionLog(LocalStore(tmp_path / "log", owner="shard-0"))
     assert again.promoted() == Version(1, 6)
     again.close()
-    (tmp_path / "log" / "promoted").write_text("soon\n")
-    with pytest.raises(LogDamageError, match=r"promoted: expected a version as generation\.sequence"):
+    path = tmp_path / "log" / "promoted"
+    rotten = path.read_bytes().replace(b"1.6", b"1.4")
+    for found in (b"soon\n", rotten):
+        path.write_bytes(found)
+        with pytest.raises(
+            LogDamageError, match=r"promoted: its checksum differs.*Remove it and promote anew"
+        ):
+            read_promoted(LocalStore(tmp_path / "log"))
+    with pytest.raises(LogDamageError, match="promoted: its checksum differs"):
         VersionLog(LocalStore(tmp_path / "log", owner="shard-0"))
 
 

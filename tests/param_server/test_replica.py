@@ -13,7 +13,7 @@ import structlog
 from param_server.blob_parts import split_blob, to_message
 from param_server.client import Version, blob_ref, content_name, encode_tensors
 from param_server.errors import BadBlobError, GapError, ManifestError
-from param_server.follower import Follower
+from param_server.follower import REFUSED_AGAIN_MAX_S, Follower
 from param_server.infer_codec import build_infer_request
 from param_server.manifest import encode_manifest
 from param_server.predict import answer
@@ -414,6 +414,32 @@ def test_a_loop_survives_whatever_the_shard_sends_and_counts_reloads(kit, stream
     assert asked[:2] == [False, False], "the second time, too, it asks for a full version"
     assert replica.num_reloads == 1
     assert [version.sequence for version, _ in replica.applied] == [1, 2, 3]
+
+
+def test_what_is_refused_again_and_again_is_asked_for_less_and_less_often(kit, stream, shard_of_streams):
+    """Each attempt loads everything from the newest full version on, and then the one that cannot be."""
+    keys = kit.all_keys()
+    full, _, third = (stream.version(kind, keys[:9]) for kind in ("full", "delta", "delta"))
+    address, asked = shard_of_streams([[*full, *third]] * 50)
+    replica, source = Replica(clock_ms=lambda: 0), ShardSource(address, name="r")
+    follower = Follower(replica, source, name="r")
+    waited: list[float] = []
+
+    class Wake(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout or 0.0)
+            return len(waited) > 14 and super().wait(timeout)
+
+    follower._wake = Wake()
+    thread = threading.Thread(target=follower.follow)
+    thread.start()
+    kit.wait_until(lambda: len(waited) > 12)
+    follower.stop()
+    thread.join()
+    source.close()
+    assert waited[2:12] == sorted(waited[2:12])
+    assert waited[11] == REFUSED_AGAIN_MAX_S
+    assert len(asked) >= 12
 
 
 def test_a_shard_that_is_away_is_said_once_and_said_again_when_it_is_back(

@@ -174,6 +174,13 @@ def test_a_commit_that_contradicts_its_blobs_is_refused_and_changes_nothing(trai
     assert trainer.client.commit(manifest) == (Version(1, 1), False)
 
 
+def test_weights_that_are_not_finite_do_not_become_the_head(trainer):
+    trainer.weights["bias"][1] = np.nan
+    with pytest.raises(BadBlobError, match=r"version 1\.1: blob 'dense': weight 'bias' is not finite"):
+        trainer.full()
+    assert trainer.client.status().head is None
+
+
 @pytest.mark.parametrize("kind", ["rows", "dense"])
 def test_a_blob_of_garbage_with_a_right_checksum_is_refused(trainer, kind):
     manifest, blobs = trainer.describe("full", list(trainer.rows), [])

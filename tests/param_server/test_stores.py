@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
@@ -9,6 +10,7 @@ import threading
 import fsspec
 import pytest
 
+from param_server import local_store
 from param_server.errors import LogError
 from param_server.fsspec_store import FsspecStore, open_fsspec_store
 from param_server.local_store import LocalStore
@@ -129,4 +131,43 @@ def test_a_segment_whose_sync_failed_says_so_to_everyone_after(tmp_path, monkeyp
     for call in (segment.sync, lambda: segment.append(b"y")):
         with pytest.raises(LogError, match="takes nothing more"):
             call()
+    store.close()
+
+
+def test_what_a_full_disk_took_of_a_record_is_given_back(tmp_path, monkeypatch):
+    """A part was written; the shard needs room to go on with a new generation."""
+    store = LocalStore(tmp_path, owner="a")
+    segment = store.open_segment("s/1")
+    segment.append(b"whole")
+
+    def full(descriptor, data, offset):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda descriptor, pieces, start: real(descriptor, pieces[:1], start))
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(LogError, match="s/1: No space left on device"):
+        segment.append(b"header", b"data")
+    assert (tmp_path / "s" / "1").read_bytes() == b"whole"
+    monkeypatch.undo()
+    assert segment.append(b"next") == 5
+    segment.close()
+    assert store.read("s/1") == b"wholenext"
+    store.close()
+
+
+def test_a_segment_whose_name_is_not_durable_leaves_nothing(tmp_path, monkeypatch):
+    store = LocalStore(tmp_path, owner="a")
+    store.create("s/0", b"")
+    before = len(os.listdir("/proc/self/fd"))
+
+    def fails(directory):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(local_store, "fsync_directory", fails)
+    for _ in range(3):
+        with pytest.raises(LogError, match="s/1: Input/output error"):
+            store.open_segment("s/1")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert store.list("s/") == ["s/0"]
     store.close()

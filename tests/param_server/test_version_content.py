@@ -10,10 +10,14 @@ import pytest
 from feature_eviction import owner_of
 from param_server.errors import GapError, LogDamageError, LogError, MissingBlobError
 from param_server.local_store import LocalStore
+from param_server.log_reader import LogReader
 from param_server.manifest import Manifest, Version, blob_ref
+from param_server.replica import Replica
 from param_server.row_blobs import encode_rows, split_by_shard
 from param_server.row_store import RowStore
+from param_server.serving_config import ServingConfig
 from param_server.shard import Shard
+from param_server.sources import StoreSource
 from param_server.staged_blobs import ArrivedBlob
 from param_server.version_content import rows_of_chain, segments_of
 from param_server.version_log import VersionLog
@@ -28,7 +32,7 @@ def open_shard(folder, *, keep_full: int = 99, **options) -> Shard:
     return Shard(VersionLog(LocalStore(folder, owner="shard-0"), keep_full=keep_full), **options)
 
 
-def publish(shard: Shard, kind: str, segments, *, row_format="float32") -> Version:
+def publish(shard: Shard, kind: str, segments, *, row_format="float32", watermark_ms=None) -> Version:
     """One version; the dense blob says which one it is."""
     head = shard.log.head
     generation = shard.log.fenced_generation
@@ -46,7 +50,7 @@ def publish(shard: Shard, kind: str, segments, *, row_format="float32") -> Versi
         kind=kind,
         blobs=tuple(ref for ref, _ in blobs),
         schema_hash="",
-        watermark_ms=version.sequence,
+        watermark_ms=version.sequence if watermark_ms is None else watermark_ms,
         produced_ms_newest=0,
         created_ms=0,
     )
@@ -260,6 +264,32 @@ def test_a_rollback_has_the_old_versions_rows_bit_for_bit_and_goes_forward(shard
     again = open_shard(tmp_path / "log")
     assert content(again, made) == expected[old]
     again.log.close()
+
+
+def test_a_rollback_gives_replicas_with_lifetimes_back_what_they_let_go(shard, tmp_path):
+    """Event time that ran ahead made them forget rows that no version touched."""
+
+    def seen(ids, at_s):
+        rows_ND = np.ones((len(ids), DIM), np.float32)
+        at_s_N = np.full(len(ids), at_s, np.int64)
+        return RowSegment("t", np.array(ids, np.int64), rows_ND, NO_IDS, last_seen_s_N=at_s_N)
+
+    def follow(replica: Replica) -> int:
+        plan = replica.plan()
+        replica.begin(plan)
+        for received in StoreSource(LogReader(LocalStore(tmp_path / "log"))).follow(plan.held, shared={}):
+            replica.apply(received, plan)
+        return replica.store.num_rows
+
+    config = ServingConfig(lifetime_s=100)
+    followed = Replica(clock_ms=lambda: 0, config=config)
+    old = publish(shard, "full", [seen(range(100), 1000)], watermark_ms=1_000_000)
+    assert follow(followed) == 100
+    publish(shard, "delta", [seen([0], 4000)], watermark_ms=4_000_000)
+    assert follow(followed) == 1
+    made = shard.rollback(old, now_ms=0)
+    assert shard.log.read(made).kind == "full"
+    assert follow(followed) == follow(Replica(clock_ms=lambda: 0, config=config)) == 100
 
 
 def test_a_rollback_of_quantised_rows_restores_what_readers_had(shard):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from param_server import log_recovery
+from param_server import durable_files, local_store, log_recovery
 from param_server.errors import (
     BadBlobError,
     ConflictError,
@@ -581,3 +581,39 @@ def test_a_shard_that_cannot_be_leaves_no_log(tmp_path, shard, num_shards):
     with pytest.raises(LimitError, match=f"shard {shard} is not one of {num_shards} shards"):
         open_log(tmp_path, shard=shard, num_shards=num_shards)
     assert not (tmp_path / "shards").exists()
+
+
+def test_a_log_opens_on_a_full_disk(tmp_path, monkeypatch):
+    fill(tmp_path, "Fd").close()
+
+    def full(*_: object) -> None:
+        raise LogError("No space left on device")
+
+    monkeypatch.setattr(LocalStore, "create", full)
+    monkeypatch.setattr(LocalStore, "replace", full)
+    log = open_log(tmp_path)
+    assert sequences(one.version for one in log.manifests()) == [1, 2]
+    log.close()
+
+
+def test_a_program_whose_creation_failed_at_its_end_is_made_durable_by_the_next_try(tmp_path, monkeypatch):
+    """The name was given, and the folder's sync failed: it may be gone after a power loss."""
+    log = open_log(tmp_path)
+    log.open_generation(0)
+    real, synced = durable_files.fsync_directory, []
+
+    def fsync_directory(directory: Path) -> None:
+        if directory.name == "content" and "failed" not in synced:
+            synced.append("failed")
+            raise OSError(5, "Input/output error")
+        real(directory)
+        synced.append(directory.name)
+
+    for module in (durable_files, local_store):
+        monkeypatch.setattr(module, "fsync_directory", fsync_directory)
+    name = content_name("program", PROGRAM)
+    with pytest.raises(LogError, match="Input/output error"):
+        log.stage(Version(1, 1), kind="program", name=name, data=PROGRAM)
+    log.stage(Version(1, 1), kind="program", name=name, data=PROGRAM)
+    assert "content" in synced[synced.index("failed") :]
+    log.close()
