@@ -86,7 +86,7 @@ def insert_best_rows(table: Table, columns: RowColumns, *, score: Any, tick_s: i
     # The best first; ties keep the order given.
     order_N = np.lexsort((np.arange(len(keys_N)), -worths_N, ~table.rules.protected_R[rules_N]))
     kept_N = np.ones(len(keys_N), np.bool_)
-    for rule in np.flatnonzero(table.rules.max_rows_R >= 0):
+    for rule in np.flatnonzero((table.rules.max_rows_R >= 0) & ~table.rules.protected_R):
         room = max(0, int(table.rules.max_rows_R[rule] - table.rows_R[rule]))
         beyond_quota = order_N[rules_N[order_N] == rule][room:]
         kept_N[beyond_quota] = False

@@ -25,15 +25,16 @@ class TableKeys:
     positives_L: npt.NDArray[np.int32]
     """1 where the impression that brings the key is positive."""
     lengths_FB: npt.NDArray[np.int32]
+    num_folded: int
+    """Ids that were wider than 52 bits."""
 
 
 class KeyMaker:
-    """Turns impressions into keys by the schema; counts ids that were folded to 52 bits."""
+    """Turns impressions into keys by the schema."""
 
     def __init__(self, schema: SchemaConfig) -> None:
         self._layout = FeatureLayout.of(schema)
         self._positive_task = schema.task_names.index(schema.positive_task)
-        self.num_folded = 0
 
     def table_keys(self, impressions: Impressions, *, num_rows: int) -> list[TableKeys]:
         """One TableKeys a table, tables by ascending dim; rows beyond the impressions have no keys.
@@ -52,11 +53,11 @@ class KeyMaker:
         for table in dict.fromkeys(feature.table for feature in self._layout.features):
             features = [feature for feature in self._layout.features if feature.table == table]
             lengths_FB = np.zeros((len(features), num_rows), np.int32)
-            keys, positives = [], []
+            keys, positives, num_folded = [], [], 0
             for index, feature in enumerate(features):
                 ids_L, lengths_N = self._ids(feature, impressions)
-                keys_L, num_folded = make_keys(ids_L, class_id=feature.class_id)
-                self.num_folded += num_folded
+                keys_L, num_folded_here = make_keys(ids_L, class_id=feature.class_id)
+                num_folded += num_folded_here
                 lengths_FB[index, :num] = 1 if lengths_N is None else lengths_N
                 keys.append(keys_L)
                 positives.append(positive_N if lengths_N is None else np.repeat(positive_N, lengths_N))
@@ -66,6 +67,7 @@ class KeyMaker:
                     keys_L=np.concatenate(keys),
                     positives_L=np.concatenate(positives),
                     lengths_FB=lengths_FB,
+                    num_folded=num_folded,
                 )
             )
         return tables

@@ -19,6 +19,7 @@ import numpy as np
 import structlog
 
 from trainer.agreement import Agreement, BatchFacts, Flags, agree_on_batch, agree_on_flags
+from trainer.best_effort import BestEffort
 from trainer.checkpoint import Checkpoints, Committed, Progress, SavePhase, StatePart
 from trainer.collectives import Ranks
 from trainer.config import Config
@@ -125,6 +126,7 @@ class TrainingLoop:
     def __post_init__(self) -> None:
         self._reporter = StatusReporter(self.config, ranks=self.ranks)
         self._skipped = SkippedBatches(self.config, progress=self.progress)
+        self._status_file = BestEffort(self.paths.status)
         self._newest = (self.progress.event_time_s, self.progress.produced_ms_newest)
         self._mapper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="map")
         self.source = self._open_source(self.positions)
@@ -402,7 +404,7 @@ class TrainingLoop:
         )
         if self.ranks.rank != 0:
             return
-        write_status(self.paths.status, status)
+        self._status_file(lambda path: write_status(path, status))
         if self._timers.due(self._timers.said_s, SAY_INTERVAL_S):
             self._timers.said_s = time.monotonic()
             self._say_progress(status)

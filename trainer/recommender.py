@@ -105,6 +105,8 @@ class Recommender:
         self._device = ranks.device
         self.layout = FeatureLayout.of(config.schema)
         self.keys = KeyMaker(config.schema)
+        self.num_folded = 0
+        """Ids wider than 52 bits that were mapped, since this was made."""
         self.batch_rows = max(1, config.train.batch_size // ranks.world_size)
         """Rows of a rank's batch where nobody says otherwise."""
         self.dense = model_of(config)
@@ -192,6 +194,7 @@ class Recommender:
         mapped = []
         for table in self.keys.table_keys(impressions, num_rows=num_rows):
             shard = self.shards[table.table]
+            self.num_folded += table.num_folded
             # The batch before the last is learned; the last one may be being learned right now.
             shard.ids.release(shard.ids.newest_batch - 1)
             routed = shard.router.map(table.keys_L, positives_L=table.positives_L, now_s=now_s)

@@ -40,12 +40,14 @@ class StatusReporter:
         self._ranks = ranks
         self._steps: deque[tuple[float, int]] = deque(maxlen=4096)
         self._busy_s = 0.0
+        self._num_impressions = 0
         self._quality: tuple[Quality, Quality] = ({}, {})
         self._num_reports = 0
 
     def count_step(self, num_impressions: int, *, started_s: float, ended_s: float) -> None:
         self._steps.append((ended_s, num_impressions))
         self._busy_s += ended_s - started_s
+        self._num_impressions += num_impressions
 
     def report(
         self,
@@ -63,7 +65,7 @@ class StatusReporter:
             tables=[table_status(recommender, name) for name in recommender.shards],
             dead_letters=progress.dead_letters,
             lag_impressions=source.lag_impressions(),
-            ids_folded=recommender.keys.num_folded,
+            ids_folded=recommender.num_folded,
             rows_pending=sum(shard.changed.num_pending for shard in recommender.shards.values()),
         )
         gathered = self._ranks.gather_bytes(msgspec.json.encode(mine))
@@ -84,6 +86,7 @@ class StatusReporter:
             gauc=self._quality[1],
             tables=[sum_tables(list(shards)) for shards in zip(*(one.tables for one in every), strict=True)],
             event_time_ms=progress.event_time_s * 1000,
+            impressions_since_start=self._num_impressions,
             training_s=self._busy_s,
         )
         if publisher is not None:

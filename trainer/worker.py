@@ -135,7 +135,8 @@ def _restored(config: Config, *, run_dir: Path, ranks: Ranks, on: ExitStack) -> 
     window = QualityWindow(
         domains=config.schema.domains,
         tasks=config.schema.task_names,
-        window=max(1, config.train.metrics_window // ranks.world_size),
+        # Rounded up: together the ranks hold at least what the quality gate may wait for.
+        window=-(-config.train.metrics_window // ranks.world_size),
     )
     root = config.checkpoint.directory or str(run_dir / "checkpoints")
     checkpoints = Checkpoints(root, config=config, ranks=ranks)

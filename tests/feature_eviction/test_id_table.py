@@ -370,6 +370,22 @@ def test_protected_class_at_its_quota_takes_no_more(sight: Sight) -> None:
     assert table.counters().refused["quota"] == 2
 
 
+def test_protected_rows_beyond_their_quota_stay_where_tables_are_joined() -> None:
+    """As on fewer ranks, each of which had the quota for itself."""
+    classes = (ClassPolicy(class_id=1, max_rows=2, protected=True), ClassPolicy(class_id=2, max_rows=2))
+    table = exact(10, classes=classes)
+    ids = np.concatenate([keys(*range(8), class_id=1), keys(*range(4), class_id=2)])
+    slots_N = table.insert_rows(
+        ids,
+        scores_N=np.ones(len(ids), np.float32),
+        last_seen_s_N=np.ones(len(ids), np.int64),
+        updates_N=np.ones(len(ids), np.uint32),
+    )
+    assert (slots_N >= 0).tolist() == [True] * 8 + [True, True, False, False]
+    counters = table.counters().classes
+    assert (counters[1].evicted["quota"], counters[2].evicted["quota"]) == (0, 2)
+
+
 def test_row_without_its_needed_updates_leaves_when_its_first_lifetime_ends(sight: Sight) -> None:
     table = exact(10, classes=(ClassPolicy(class_id=1, ttl_s=10, min_updates=3),))
     sight(table, [1, 2, 2, 2], now_s=100, class_id=1)

@@ -208,7 +208,9 @@ class TrainerProcess(Process):
         4. ack     what the version carried is cleared, and only that
         """
         self._step("before take")
-        full = self.final or self._num_since_full is None or self._num_since_full >= self._options.full_every
+        full = (
+            self.final or self._num_since_full is None or self._num_since_full + 1 >= self._options.full_every
+        )
         final = self.final
         taken = self._take(full=full)
         self._check_taken(taken)

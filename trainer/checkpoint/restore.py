@@ -91,6 +91,10 @@ def load(
             if exactly:
                 _write_rows(shard, saved.segments(table, rank=ranks.rank), all_held=True)
             else:
+                if ranks.rank == 0:
+                    log.warning(
+                        "rows move: the table's counters and admission counts begin anew", table=table
+                    )
                 _insert_keys(saved, shard, ranks=ranks)
                 _write_rows(shard, saved.segments(table), all_held=False)
         _load_parts(saved, parts, ranks=ranks)

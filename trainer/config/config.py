@@ -25,8 +25,15 @@ EVENT_DAYS_MAX = 36_500
 """A century: event times stay far inside the 32-bit seconds of the id tables."""
 SEED_MAX = 2**64 - 1
 """PyTorch's generators take no more."""
-KAFKA_BYTES_MAX = 2**31 - 1
+INT32_MAX = 2**31 - 1
+KAFKA_BYTES_MAX = INT32_MAX
 """Kafka's protocol says sizes in 32 bits."""
+FACTOR_MAX = 1e9
+"""Beyond it a factor or an accumulator leaves float32 soon."""
+METRICS_WINDOW_MAX = 10_000_000
+"""Of each domain, and all of it in memory."""
+BATCH_WAIT_MS_MAX = 10_000
+"""Nothing else is heeded while a batch is waited for: no stop, no version, no checkpoint."""
 
 FirstLayer = Literal["epnet_output", "hidden"]
 EPNetInput = Literal["domain_and_embedding", "domain"]
@@ -117,8 +124,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must be one of {choices}, found '{getattr(self, name)}'")
         if not 0 <= self.l2 < math.inf:
             raise ValueError(f"l2 must be at least 0 and finite, found {self.l2}")
-        if not 0 < self.gate_gamma < math.inf:
-            raise ValueError(f"gate_gamma must be above 0, found {self.gate_gamma}")
+        if not 0 < self.gate_gamma <= FACTOR_MAX:
+            raise ValueError(f"gate_gamma must be in (0, {FACTOR_MAX:g}], found {self.gate_gamma}")
 
 
 class OptimizerConfig(Section, frozen=True, kw_only=True):
@@ -149,8 +156,8 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
         for name in ("embedding_init_scale", "embedding_initial_accumulator"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= FACTOR_MAX:
+                raise ValueError(f"{name} must be in 0..{FACTOR_MAX:g}, found {getattr(self, name)}")
 
 
 class TableConfig(Section, frozen=True, kw_only=True):
@@ -171,6 +178,7 @@ class TableConfig(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         self._check_at_least(1, "dim", "bytes_limit", "victim_window", "count_window_s")
         self._check_at_least(0, "expiry_scan")
+        self._check_at_most(INT32_MAX, "victim_window", "count_window_s", "expiry_scan")
 
     @property
     def name(self) -> str:
@@ -217,6 +225,8 @@ class TrainConfig(Section, frozen=True, kw_only=True):
         self._check_at_least(
             1, "batch_size", "batch_wait_ms", "num_threads", "metrics_window", "non_finite_window"
         )
+        self._check_at_most(BATCH_WAIT_MS_MAX, "batch_wait_ms")
+        self._check_at_most(METRICS_WINDOW_MAX, "metrics_window")
         self._check_at_least(10, "rank_timeout_s")
         self._check_at_least(0, "warm_up_steps")
         if not 0 <= self.non_finite_share_max <= 1:
@@ -282,6 +292,8 @@ class KafkaConfig(Section, frozen=True, kw_only=True):
             *("num_partitions", "record_bytes_max", "fetch_bytes_max"),
             *("prefetch_impressions_max", "start_timeout_s", "bad_window", "event_time_future_s_max"),
         )
+        if not self.group:
+            raise ValueError("group must not be empty: the embedded broker's producer waits for its commits")
         self._check_at_least(0, "event_time_past_s_max")
         self._check_at_most(KAFKA_BYTES_MAX, "record_bytes_max", "fetch_bytes_max")
         if not 0 <= self.bad_share_max <= 1:

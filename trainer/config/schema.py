@@ -70,14 +70,14 @@ class FeatureConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"{where}: bucket_edges must ascend, found {list(self.bucket_edges)}")
         if not 1 <= self.ids_max <= 65535:
             raise ValueError(f"{where}: ids_max must be in 1..65535, found {self.ids_max}")
-        if self.ttl_s is not None and self.ttl_s < 1:
-            raise ValueError(f"{where}: ttl_s must be at least 1 second, found {self.ttl_s}")
+        if self.ttl_s is not None and not 1 <= self.ttl_s < 2**31:
+            raise ValueError(f"{where}: ttl_s must be in 1..2^31-1 seconds, found {self.ttl_s}")
         if not 0 <= self.min_updates < 2**31:
             raise ValueError(f"{where}: min_updates must be in 0..2^31-1, found {self.min_updates}")
         if self.min_updates and self.ttl_s is None:
             raise ValueError(f"{where}: min_updates are to be gathered within ttl_s, which is missing")
-        if self.max_rows is not None and self.max_rows < 1:
-            raise ValueError(f"{where}: max_rows must be at least 1, found {self.max_rows}")
+        if self.max_rows is not None and not 1 <= self.max_rows < 2**31:
+            raise ValueError(f"{where}: max_rows must be in 1..2^31-1, found {self.max_rows}")
 
     @property
     def table(self) -> str:

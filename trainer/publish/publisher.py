@@ -43,6 +43,7 @@ from param_server.client import (
     content_name,
     encode_tensors,
 )
+from trainer.best_effort import BestEffort
 from trainer.collectives import Ranks
 from trainer.config import Config
 from trainer.failpoints import reach
@@ -62,7 +63,7 @@ from trainer.publish.version_parts import (
     trace_of,
 )
 from trainer.recommender import Recommender
-from trainer.run.status import VersionTrace
+from trainer.run.status import VersionTrace, append_trace
 from trainer.stream.columns import Position
 
 log = structlog.get_logger()
@@ -94,7 +95,7 @@ class Publisher:
         self._client = client
         self._config = config
         self._ranks = ranks
-        self._trace_path = trace_path
+        self._trace_file = BestEffort(trace_path)
         self._program_path = program_path
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._job: Future[Any] | None = None
@@ -186,7 +187,7 @@ class Publisher:
             return
         reach("publish.before_take")
         since_full = self._num_since_full
-        full = full or since_full is None or since_full >= self._config.publish.full_every
+        full = full or since_full is None or since_full + 1 >= self._config.publish.full_every
         self._parts = [
             take_rows(
                 shard,
@@ -309,8 +310,7 @@ class Publisher:
         assert trace is not None
         trace.committed_ms = now_ms
         self.totals.add(trace, self._reports)
-        with self._trace_path.open("ab") as file:
-            file.write(msgspec.json.encode(trace) + b"\n")
+        self._trace_file(lambda path: append_trace(path, trace))
 
     def hold(self, because: str, *, roll_back_to: Version | None) -> None:
         """The version that is due is not begun: all its changes stay pending. Collective.

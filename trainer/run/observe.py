@@ -12,7 +12,7 @@ import msgspec
 from param_server.client import ReplicaState, UnavailableError
 from trainer.run.freshness import FreshnessJoin
 from trainer.run.run_directory import RunDirectory
-from trainer.run.status import ProducerStatus, TrainerStatus, VersionTrace, read_status
+from trainer.run.status import ProducerStatus, TrainerStatus, VersionTrace, read_status, traces_before
 
 _READ_BYTES_MAX = 8 << 20
 _APPLIED_MAX = 4096
@@ -78,15 +78,25 @@ class LineTail:
 
     def read(self) -> list[bytes]:
         """At most 8 MiB of lines; a line that is still being written waits for the next look."""
+        rest: list[bytes] = []
         try:
-            with self._path.open("rb") as file:
-                file.seek(self._position)
-                data = file.read(_READ_BYTES_MAX)
+            if self._path.stat().st_size < self._position:
+                # It has begun anew; what was added to it before that lies beside it.
+                rest = _lines_from(traces_before(self._path), self._position)
+                self._position = 0
+            lines = _lines_from(self._path, self._position)
         except FileNotFoundError:
-            return []
-        complete = data[: data.rfind(b"\n") + 1]
-        self._position += len(complete)
-        return complete.splitlines()
+            return rest
+        self._position += sum(len(line) + 1 for line in lines)
+        return rest + lines
+
+
+def _lines_from(path: Path, position: int) -> list[bytes]:
+    """Whole lines. Raises: FileNotFoundError."""
+    with path.open("rb") as file:
+        file.seek(position)
+        data = file.read(_READ_BYTES_MAX)
+    return data[: data.rfind(b"\n") + 1].splitlines()
 
 
 def state_of(link: StatusLink) -> ReplicaState | None:

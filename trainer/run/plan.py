@@ -17,6 +17,7 @@ from trainer.run.processes import ChildSpec, Fact, Facts
 from trainer.run.run_directory import RunDirectory
 
 ANY_PORT = "127.0.0.1:0"
+EMBEDDED_CHECKPOINT_S_MAX = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,12 @@ def resolve_config(config: Config, options: RunOptions) -> Config:
         )
     servers = options.bootstrap_servers or ANY_PORT
     kafka = msgspec.structs.replace(config.kafka, bootstrap_servers=servers)
-    return msgspec.structs.replace(config, impressions=impressions, kafka=kafka)
+    checkpoint = config.checkpoint
+    if options.bootstrap_servers is None:
+        # The embedded broker's producer waits for what a checkpoint commits (trainer/stream/producer.py).
+        interval_s = min(checkpoint.interval_s, EMBEDDED_CHECKPOINT_S_MAX)
+        checkpoint = msgspec.structs.replace(checkpoint, interval_s=interval_s)
+    return msgspec.structs.replace(config, impressions=impressions, kafka=kafka, checkpoint=checkpoint)
 
 
 def _holds_checkpoints(root: str) -> bool:

@@ -23,6 +23,7 @@ _MARKER_KIND = "freshet-run"
 _OURS = (
     "config.toml",
     "versions.jsonl",
+    "versions.1.jsonl",
     "verify.safetensors",
     "summary.json",
     "report.html",

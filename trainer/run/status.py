@@ -38,6 +38,7 @@ class TrainerStatus(msgspec.Struct, kw_only=True):
     generation: int = 0
     step: int = 0
     impressions_trained: int = 0
+    """Of the whole run, those before a restart included."""
     dead_letters: dict[str, int] = {}
     """Impressions that were not trained, by reason."""
     ids_folded: int = 0
@@ -71,6 +72,8 @@ class TrainerStatus(msgspec.Struct, kw_only=True):
     held_because: str = ""
     """The gate's word while it holds, else empty."""
     event_time_ms: int = 0
+    impressions_since_start: int = 0
+    """Trained by this process."""
     training_s: float = 0.0
     """Seconds spent inside the training loop, without start-up."""
 
@@ -103,6 +106,24 @@ class VersionTrace(msgspec.Struct, kw_only=True):
     produced_ms: list[tuple[int, int]]
     """(wall-clock ms at which they entered the stream, number of impressions); those trained since
     the version before."""
+
+
+TRACE_BYTES_MAX = 64 << 20
+"""Then `versions.jsonl` begins anew, and what it held stays beside it until the next time."""
+
+
+def append_trace(path: Path, trace: VersionTrace) -> None:
+    """Add a version's line. Raises: OSError."""
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(trace) + b"\n")
+        num_bytes = file.tell()
+    if num_bytes >= TRACE_BYTES_MAX:
+        os.replace(path, traces_before(path))
+
+
+def traces_before(path: Path) -> Path:
+    """Where the lines before those of `versions.jsonl` lie."""
+    return path.with_suffix(".1.jsonl")
 
 
 Status = TypeVar("Status", TrainerStatus, ProducerStatus)

@@ -265,7 +265,7 @@ def _difference(replica: ReplicaSummary) -> str:
 def _rate(trainer: TrainerStatus) -> float:
     if trainer.training_s <= 0:
         return trainer.samples_per_s
-    return round(trainer.impressions_trained / trainer.training_s, 1)
+    return round(trainer.impressions_since_start / trainer.training_s, 1)
 
 
 def _freshness(histogram: Histogram) -> FreshnessSummary:

@@ -2,8 +2,8 @@
 
 The value is the original record's, or, of impressions that were refused only when they were trained, a record
 of these alone; headers say what was wrong and where it came from. Letters are written
-before the position passes their record, so none is lost; after a crash one may be there twice
-(freshet.origin tells).
+before the position passes their record, so none is lost; after a crash, or when partitions are added, one may
+be there twice (freshet.origin tells).
 """
 
 from __future__ import annotations

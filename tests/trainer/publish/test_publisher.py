@@ -245,6 +245,25 @@ def make_rig(
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize(("full_every", "expected"), [(1, "FFFFFF"), (2, "FdFdFd"), (4, "FdddFd")])
+def test_each_so_many_versions_a_full_one_is_published(
+    shards: Shards, make_rig: MakeRig, tmp_path: Path, full_every: int, expected: str
+) -> None:
+    """And a trace that cannot be written stops nothing."""
+    shards.start()
+    rig = make_rig(shards.addresses, full_every=full_every)
+    (tmp_path / "versions.jsonl").mkdir()
+    for _ in expected:
+        rig.train(1)
+        rig.publish()
+    with ParamServerClient(shards.addresses[0], 30) as client:
+        kinds = "".join("F" if one.kind == "full" else "d" for one in client.versions())
+    assert expected.endswith(kinds)
+    assert kinds
+    assert rig.publisher.totals.full == expected.count("F")
+
+
+@pytest.mark.timeout(120)
 def test_rows_that_are_not_finite_stay_out_and_pending_until_they_are_mended(
     shards: Shards, make_rig: MakeRig
 ) -> None:

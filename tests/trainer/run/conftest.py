@@ -85,7 +85,7 @@ elif mode == "trainer":
     import numpy as np
     from safetensors.numpy import save_file
     from trainer.run.status import TrainerStatus, write_status
-    status = TrainerStatus(state="training", impressions_trained=900, step=1, training_s=1.0)
+    status = TrainerStatus(state="training", impressions_trained=900, step=1)
     write_status(directory / "status" / "trainer.json", status)
     while not (directory / "control" / "drain").exists():
         time.sleep(0.02)
@@ -194,6 +194,7 @@ def trainer_status() -> TrainerStatus:
         rows_pushed=300,
         rows_held_back={"update_limit": 100},
         bytes_pushed=123_456,
+        impressions_since_start=500,
         training_s=2.0,
     )
 

@@ -76,7 +76,7 @@ def test_positive_tasks_auc_is_told_by_domain_beside_the_best_possible(
     small_config: Config, observation: Observation, ending: Ending
 ) -> None:
     lines = final_lines(summary_of(small_config, observation, ending), report=Path("r")).splitlines()
-    assert lines[0].endswith("10 dead letters, 495/s inside its steps")
+    assert lines[0].endswith("10 dead letters, 250/s inside its steps")
     assert lines[1] == "AUC of click: slide 0.7100 (best possible 0.8100), discovery 0.6800"
     assert lines[2] == "AUC, mean of all: 0.6700 (best possible 0.8050)"
 

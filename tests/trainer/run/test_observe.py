@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from param_server.client import ReplicaState, UnavailableError, Version
+from trainer.run import status
 from trainer.run.freshness import FreshnessJoin
 from trainer.run.observe import LineTail, Observer, Thinned, state_of
 from trainer.run.run_directory import RunDirectory, open_run_directory
-from trainer.run.status import TrainerStatus, VersionTrace, write_status
+from trainer.run.status import TrainerStatus, VersionTrace, append_trace, traces_before, write_status
 
 
 class Says:
@@ -49,6 +50,22 @@ def test_half_written_line_waits_for_its_end(tmp_path: Path) -> None:
         file.flush()
         assert tail.read() == [b"two", b"three"]
         assert tail.read() == []
+
+
+def test_a_file_that_begins_anew_is_read_to_its_end_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traces: list[VersionTrace]
+) -> None:
+    monkeypatch.setattr(status, "TRACE_BYTES_MAX", 1_000)
+    path = tmp_path / "versions.jsonl"
+    tail = LineTail(path)
+    found = []
+    for number in range(40):
+        append_trace(path, msgspec.structs.replace(traces[0], sequence=number))
+        if number % 3 == 0:
+            found += tail.read()
+    found += tail.read()
+    assert [msgspec.json.decode(line, type=VersionTrace).sequence for line in found] == list(range(40))
+    assert path.stat().st_size < 1_000 <= traces_before(path).stat().st_size < 1_300
 
 
 def test_lines_of_an_earlier_run_are_not_read_again(tmp_path: Path) -> None:

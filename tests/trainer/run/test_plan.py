@@ -74,6 +74,17 @@ def test_several_shards_share_one_log_and_the_replicas_are_spread_over_them(
     assert found.serving.shard_addresses == ("127.0.0.1:4002", "127.0.0.1:4003")
 
 
+def test_checkpoints_come_as_often_as_the_embedded_brokers_producer_needs_them(
+    small_config: Config, options: RunOptions
+) -> None:
+    """It waits for what they commit: with an hour between them nothing would move."""
+    checkpoint = msgspec.structs.replace(small_config.checkpoint, interval_s=3600)
+    config = msgspec.structs.replace(small_config, checkpoint=checkpoint)
+    assert resolve_config(config, options).checkpoint.interval_s == 60
+    given = replace(options, bootstrap_servers="kafka.example:9092")
+    assert resolve_config(config, given).checkpoint.interval_s == 3600
+
+
 def test_given_broker_is_not_started(
     small_config: Config, options: RunOptions, directory: RunDirectory
 ) -> None:
