@@ -68,7 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     replica.add_argument("--pin", default="", help="start at this version and stay there")
     replica.add_argument("--serving-config", type=Path, help="TOML: row format, memory, lifetimes")
     replica.add_argument(
-        "--stale-after-s", type=int, default=0, help="not ready beyond it; 0 = never (default: %(default)s)"
+        "--stale-after-s",
+        type=shard_process.at_least(0),
+        default=0,
+        help="not ready beyond it; 0 = never (default: %(default)s)",
     )
     replica.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
     status = commands.add_parser("status", help="show the state of a shard or a replica")
@@ -122,19 +125,23 @@ def run_shard(arguments: argparse.Namespace, security: ServerSecurity) -> None:
     shard = shard_process.open_shard(arguments)
     servicer = ShardServicer(shard, clock_ms=wall_clock_ms)
     param_server_pb2_grpc.add_ParamServerServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    history = HistoryServicer(shard.log)
+    history = HistoryServicer(shard.log, subscriptions=shard.subscriptions)
     param_server_pb2_grpc.add_HistoryServicer_to_server(history, server)  # type: ignore[no-untyped-call]
     server.start()
     beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="maintain")
     maintaining = beside.submit(shard_process.maintain, shard, stop)
     # An error that it does not expect ends the process: it must not go on unmaintained.
     maintaining.add_done_callback(lambda _: stop.set())
-    announce(arguments.ready_file, address)
-    stop.wait()
-    servicer.stop()
-    server.stop(STOP_GRACE_S).wait()
-    wait([maintaining])
-    shard.log.close()
+    try:
+        announce(arguments.ready_file, address)
+        stop.wait()
+    finally:
+        # Also after an error: Python waits for the threads beside before the process ends.
+        stop.set()
+        servicer.stop()
+        server.stop(STOP_GRACE_S).wait()
+        wait([maintaining])
+        shard.log.close()
     maintaining.result()
 
 
@@ -171,12 +178,15 @@ def run_replica(arguments: argparse.Namespace, security: ServerSecurity) -> None
     following = pool.submit(follower.follow)
     # An error that `follow` does not expect ends the process instead of leaving a replica that ages.
     following.add_done_callback(lambda _: stop.set())
-    announce(arguments.ready_file, address)
-    stop.wait()
-    follower.stop()
-    wait([following])
-    server.stop(STOP_GRACE_S).wait()
-    source.close()
+    try:
+        announce(arguments.ready_file, address)
+        stop.wait()
+    finally:
+        # Also after an error: Python waits for the threads beside before the process ends.
+        follower.stop()
+        wait([following])
+        server.stop(STOP_GRACE_S).wait()
+        source.close()
     following.result()
 
 

@@ -9,6 +9,7 @@ import grpc
 from param_server.blob_parts import from_message, split_blob, to_message
 from param_server.errors import RequestError
 from param_server.manifest import Manifest, encode_manifest
+from param_server.subscriptions import Subscriptions
 from param_server.transport import errors_as_status
 from param_server.version_log import VersionLog
 from proto import param_server_pb2, param_server_pb2_grpc
@@ -18,8 +19,10 @@ from proto.tensor_blob import crc32c
 class HistoryServicer(param_server_pb2_grpc.HistoryServicer):
     """Every shard answers Replay and Promoted, shard 0 alone Promote. The method names are gRPC's."""
 
-    def __init__(self, log: VersionLog) -> None:
+    def __init__(self, log: VersionLog, *, subscriptions: Subscriptions) -> None:
+        """Args: subscriptions: the shard's, which bound the replays too."""
         self._log = log
+        self._subscriptions = subscriptions
 
     def Replay(  # noqa: N802
         self, request: param_server_pb2.ReplayRequest, context: grpc.ServicerContext
@@ -27,10 +30,14 @@ class HistoryServicer(param_server_pb2_grpc.HistoryServicer):
         with errors_as_status(context):
             if not request.HasField("until"):
                 raise RequestError("replay: the version to end at is missing")
-            known: set[str] = set()
-            for manifest in self._log.chain_to(from_message(request.until)):
-                yield from self._parts(manifest, known)
-                known = {blob.name for blob in manifest.blobs}
+            replay = self._subscriptions.add_replay(request.replica, cancel=context.cancel)
+            try:
+                known: set[str] = set()
+                for manifest in self._log.chain_to(from_message(request.until)):
+                    yield from replay.send(self._parts(manifest, known))
+                    known = {blob.name for blob in manifest.blobs}
+            finally:
+                self._subscriptions.remove(replay)
 
     def _parts(self, manifest: Manifest, known: set[str]) -> Iterator[param_server_pb2.VersionPart]:
         data = encode_manifest(manifest)

@@ -44,7 +44,10 @@ class Version(msgspec.Struct, frozen=True, order=True):
         generation, dot, sequence = text.partition(".")
         if not (dot and _is_number(generation) and _is_number(sequence)):
             raise ManifestError(f"expected a version as generation.sequence, found '{text[:60]}'")
-        return cls(generation=int(generation), sequence=int(sequence))
+        try:
+            return cls(generation=int(generation), sequence=int(sequence))
+        except ValueError as error:
+            raise ManifestError(f"version: {error}") from error
 
 
 class BlobRef(msgspec.Struct, frozen=True, kw_only=True):

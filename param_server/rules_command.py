@@ -149,6 +149,8 @@ def synthetic_updates(num_updates: int, *, num_ids: int, rate: int, seed: int) -
         raise RulesError(
             f"--synthetic, --ids and --rate must be at least 1, found {num_updates}, {num_ids}, {rate}"
         )
+    if seed < 0:
+        raise RulesError(f"--seed must not be negative, found {seed}")
     if num_updates > UPDATES_MAX:
         raise RulesError(f"--synthetic: at most {UPDATES_MAX} updates, found {num_updates}")
     rng = np.random.default_rng(seed)

@@ -20,6 +20,7 @@ from proto.row_formats import RowFormat, packed_row_bytes
 
 ID_BYTES = 8
 PASSES_MAX = 10_000_000
+PUBLISH_EVERY_S_MAX = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,15 @@ class Setting:
                 "dim and publish_every_s must be at least 1 and score_decay_per_day in [0, 1), found "
                 f"{self.dim}, {self.publish_every_s} and {self.score_decay_per_day}"
             )
+        if self.publish_every_s > PUBLISH_EVERY_S_MAX:
+            raise ValueError(
+                f"publish_every_s must be at most {PUBLISH_EVERY_S_MAX}, found {self.publish_every_s}"
+            )
+
+    @property
+    def table(self) -> str:
+        """The name that a trainer gives to a table of this dim: `by_table` is for it or for none."""
+        return f"dim{self.dim}"
 
 
 @dataclass(slots=True)
@@ -176,13 +186,17 @@ def _passes(times_s_E: npt.NDArray[np.float64], *, every_s: int) -> Iterator[tup
 def _publish(rows: _Rows, outcome: Outcome, *, rules: RulesConfig, setting: Setting, now_s: int) -> None:
     rows_N = np.flatnonzero(rows.pending_U)
     columns, keys_N = rows.columns(rows_N), rows.keys_U[rows_N]
-    decision = decide(columns, rules=rules, now_s=now_s, keys_N=keys_N)
+    decision = decide(columns, rules=rules, now_s=now_s, table=setting.table, keys_N=keys_N)
     rows.gathered_U[rows_N[decision.restart_N]] = 0
     for reason, num in decision.num_held_back().items():
         outcome.held_back[reason] = outcome.held_back.get(reason, 0) + num
     sent_N = rows_N[decision.send_N]
     rows.pushes_U[sent_N], rows.window_start_s_U[sent_N] = record_push(
-        columns.rows(decision.send_N), rules=rules, now_s=now_s, keys_N=keys_N[decision.send_N]
+        columns.rows(decision.send_N),
+        rules=rules,
+        now_s=now_s,
+        table=setting.table,
+        keys_N=keys_N[decision.send_N],
     )
     rows.pending_U[sent_N] = False
     rows.gathered_U[sent_N] = 0

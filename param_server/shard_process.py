@@ -6,11 +6,12 @@ import argparse
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
-from param_server.errors import LogError
+from param_server.errors import LogError, ManifestError
 from param_server.failpoints import arm_from_environment
 from param_server.shard import Shard
 from param_server.store_opening import open_store
@@ -31,26 +32,43 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep-full",
-        type=int,
+        type=at_least(1),
         default=2,
         help="full versions and snapshots kept in the log (default: %(default)s)",
     )
     parser.add_argument(
-        "--shard", type=int, default=0, help="this shard's number; 0 coordinates (default: %(default)s)"
+        "--shard",
+        type=at_least(0),
+        default=0,
+        help="this shard's number; 0 coordinates (default: %(default)s)",
     )
     parser.add_argument(
-        "--num-shards", type=int, default=1, help="shards that share the log (default: %(default)s)"
+        "--num-shards", type=at_least(1), default=1, help="shards that share the log (default: %(default)s)"
     )
     parser.add_argument(
         "--snapshot-every",
-        type=int,
+        type=at_least(0),
         default=0,
         help="deltas after which a snapshot is made; 0 = never (default: %(default)s)",
     )
     parser.add_argument(
-        "--memory-mib", type=int, default=0, help="for rows in memory; 0 = no limit (default: %(default)s)"
+        "--memory-mib",
+        type=at_least(0),
+        default=0,
+        help="for rows in memory; 0 = no limit (default: %(default)s)",
     )
     parser.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument: a whole number that is not below `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a number of at least {least}, found {text}")
+        return int(text)
+
+    return read
 
 
 def open_shard(arguments: argparse.Namespace) -> Shard:
@@ -69,9 +87,18 @@ def open_shard(arguments: argparse.Namespace) -> Shard:
 
 
 def maintain(shard: Shard, stop: threading.Event) -> None:
-    """The loop beside the calls, until `stop`. A full disk is reported and tried again."""
+    """The loop beside the calls, until `stop`.
+
+    A full disk, or a manifest that has rotted and that the coordinator mends, is reported and tried again.
+    """
+    reported = ""
     while not stop.wait(MAINTAIN_S):
+        reason = ""
         try:
             shard.maintain(now_s=time.monotonic())
-        except LogError as error:
-            log.error("the log cannot be maintained, it is tried again", reason=str(error))
+        except (LogError, ManifestError) as error:
+            reason = str(error)
+        # Once, and not each half second for as long as it lasts.
+        if reason and reason != reported:
+            log.error("the log cannot be maintained, it is tried again", reason=reason)
+        reported = reason

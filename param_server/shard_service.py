@@ -5,7 +5,10 @@ Publish, Commit and Rollback come from trainers and operators, Subscribe from re
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import grpc
 import numpy as np
@@ -21,14 +24,19 @@ from param_server.manifest import (
 )
 from param_server.shard import PULL_IDS_MAX, Shard, with_rows_of
 from param_server.shard_state import VersionInfo
-from param_server.subscriptions import SUBSCRIBERS_MAX, Subscription
+from param_server.subscriptions import REPLAYS_MAX, SUBSCRIBERS_MAX, Subscription
 from param_server.transport import PART_BYTES_MAX, errors_as_status
 from proto import param_server_pb2, param_server_pb2_grpc
 from proto.row_segment import encode
 from proto.tensor_blob import crc32c
 
-SERVER_THREADS = SUBSCRIBERS_MAX + 16
-"""A subscriber occupies a thread for as long as it stays; the rest is for short calls."""
+PUBLISHERS_MAX = 256
+"""Calls of Publish at once. Each rank of a trainer makes one at a time, and a version needs those of all
+ranks: with more ranks than places none would ever be published."""
+PUBLISH_IDLE_S = 60.0
+"""A call of Publish that brings nothing for so long is ended: a trainer gives up earlier itself."""
+SERVER_THREADS = SUBSCRIBERS_MAX + REPLAYS_MAX + PUBLISHERS_MAX + 16
+"""Each of these streams occupies a thread for as long as it stays; the rest is for short calls."""
 WAKE_S = 0.5
 """How often an idle subscription looks whether its client is still there."""
 
@@ -40,6 +48,8 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
         """Args: clock_ms: unix milliseconds, stamped on the versions that a rollback makes."""
         self._shard = shard
         self._clock_ms = clock_ms
+        self._publishers = threading.BoundedSemaphore(PUBLISHERS_MAX)
+        self._readers = ThreadPoolExecutor(max_workers=PUBLISHERS_MAX, thread_name_prefix="publish-read")
 
     def stop(self) -> None:
         """End all subscriptions."""
@@ -55,9 +65,34 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
     def Publish(  # noqa: N802
         self, request_iterator: Iterator[param_server_pb2.Blob], context: grpc.ServicerContext
     ) -> param_server_pb2.PublishReply:
-        with errors_as_status(context):
-            published = self._shard.publish(join_parts(request_iterator))
+        with errors_as_status(context), self._publisher():
+            published = self._shard.publish(join_parts(self._arriving(request_iterator)))
         return param_server_pb2.PublishReply(num_blobs=published.num_blobs, num_bytes=published.num_bytes)
+
+    @contextmanager
+    def _publisher(self) -> Iterator[None]:
+        """One of the places for calls of Publish. Raises: LimitError if all are taken."""
+        if not self._publishers.acquire(blocking=False):
+            raise LimitError(f"at most {PUBLISHERS_MAX} calls of Publish are served at once: publish again")
+        try:
+            yield
+        finally:
+            self._publishers.release()
+
+    def _arriving(self, messages: Iterator[param_server_pb2.Blob]) -> Iterator[param_server_pb2.Blob]:
+        """The parts as they come. Raises: LimitError if none comes for too long."""
+        while True:
+            # gRPC bounds no wait for a message. The one that is given up ends as soon as its call has ended.
+            coming = self._readers.submit(_next_part, messages)
+            try:
+                message = coming.result(timeout=PUBLISH_IDLE_S)
+            except TimeoutError as error:
+                raise LimitError(
+                    f"publish: nothing came for {PUBLISH_IDLE_S:g} s, the call is ended: publish again"
+                ) from error
+            if message is None:
+                return
+            yield message
 
     def Prepare(  # noqa: N802
         self, request: param_server_pb2.CommitRequest, context: grpc.ServicerContext
@@ -110,9 +145,8 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
         known = self._shared_names(subscription.cursor)
         while context.is_active() and not self._shard.subscriptions.stopping:
             for manifest in self._shard.subscriptions.take(subscription, timeout_s=WAKE_S):
-                for part in self._version_parts(with_rows_of(manifest, subscription.shards), known):
-                    subscription.check()
-                    yield part
+                parts = self._version_parts(with_rows_of(manifest, subscription.shards), known)
+                yield from subscription.send(parts)
                 subscription.cursor = manifest.version
                 known = _shared_of(manifest)
                 if self._shard.subscriptions.stopping:
@@ -185,6 +219,10 @@ class ShardServicer(param_server_pb2_grpc.ParamServerServicer):
             num_rows_refused=state.num_rows_refused,
             refused=state.refused,
         )
+
+
+def _next_part(messages: Iterator[param_server_pb2.Blob]) -> param_server_pb2.Blob | None:
+    return next(messages, None)
 
 
 def _manifest(request: param_server_pb2.CommitRequest) -> Manifest:

@@ -54,7 +54,7 @@ def test_versions_are_ordered_by_generation_then_sequence():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "1.", ".1", "1.2.3", "-1.2", "1. 2", "a.b", "٣.1", "1." + "9" * 30]
+    "text", ["", "1", "1.", ".1", "1.2.3", "-1.2", "1. 2", "a.b", "٣.1", "1." + "9" * 30, "1." + "9" * 19]
 )
 def test_a_text_that_is_no_version_is_refused(text):
     with pytest.raises(ManifestError):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
+import structlog
 
 from feature_eviction import owner_of
+from param_server import shard_process
 from param_server.errors import GapError, ManifestError
 from param_server.log_recovery import MANIFESTS, SNAPSHOTS, ordinal_name
 from param_server.manifest import Manifest, Version, blob_ref
@@ -120,6 +122,30 @@ def test_a_coordinator_writes_rotten_manifests_anew_so_that_other_shards_can_sta
     assert [line for line in first.log.damage if "written anew" in line] == first.log.damage
     assert open_log(disk, 1).head == first.log.head == Version(1, 2)
     assert open_log(disk, 0).damage == []
+
+
+def test_the_work_beside_a_shard_waits_until_a_rotten_manifest_is_mended_and_says_so_once(disk):
+    first, other = make_shards(disk)
+    for kind, value in (("full", 1), ("delta", 2)):
+        commit(first, other, kind, value=value)
+    disk.flip_bit(ordinal_name(MANIFESTS, 2))
+
+    class Turns:
+        """The signal to stop, which comes after the tenth turn; before the sixth the coordinator mends."""
+
+        num = 0
+
+        def wait(self, timeout_s: float) -> bool:
+            self.num += 1
+            while self.num == 6 and not first.log.scrub():
+                pass
+            return self.num > 10
+
+    with structlog.testing.capture_logs() as logs:
+        shard_process.maintain(other, Turns())
+    said = [line["reason"] for line in logs if line["event"].startswith("the log cannot be maintained")]
+    assert said == [f"object {ordinal_name(MANIFESTS, 2)}: its checksum differs; it is torn or rotten"]
+    assert other.log.head == first.log.head == Version(1, 2)
 
 
 def test_rot_in_a_shards_rows_keeps_it_at_the_version_before_until_a_full_one_comes(disk):

@@ -256,6 +256,20 @@ def test_a_taken_port_a_public_address_and_a_log_in_use_end_the_process_in_one_l
         assert b"Traceback" not in errors
 
 
+def test_a_process_that_cannot_say_that_it_listens_ends_with_its_threads_in_one_line(children, tmp_path):
+    away = str(tmp_path / "away" / "ready.json")
+    shard = ("shard", "--log-dir", str(tmp_path / "other"))
+    replica = ("replica", "--shard", f"127.0.0.1:{free_port()}")
+    for arguments in (shard, replica):
+        process = children.popen(*arguments, "--ready-file", away, stderr=subprocess.PIPE)
+        _, errors = process.communicate(timeout=120)
+        last = errors.decode().strip().splitlines()[-1]
+        assert process.returncode == 1
+        assert last.startswith(f"param_server {arguments[0]}: ")
+        assert "No such file or directory" in last
+        assert b"Traceback" not in errors
+
+
 def test_status_shows_a_shard_and_a_replica(served, children):
     trainer, _, replica = served
     shard_address = trainer.client.where.split()[1]

@@ -15,6 +15,7 @@ from param_server.errors import RulesError
 from param_server.rules_command import add_parser, load_rules, read_updates, report, synthetic_updates
 from param_server.rules_config import RowRules, RulesConfig
 from param_server.rules_simulation import Setting, Updates, simulate
+from trainer.config.schema import table_name
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTING = Setting(dim=4, row_format="float32", publish_every_s=1, score_decay_per_day=0.0)
@@ -91,6 +92,21 @@ def test_fewer_bytes_a_row_show_in_the_bytes_and_not_in_what_they_are_measured_a
     assert outcome.bytes_sent == outcome.num_pushed * (8 + 24)
     assert outcome.bytes_everything == outcome.num_pushed * (8 + 64)
     assert f"{outcome.bytes_sent:>14}    2.2x" in report({"everything": outcome})
+
+
+def test_rules_of_the_table_give_what_the_same_rules_in_general_give():
+    """The table has the name that a trainer gives to its tables; another table's rules concern nobody."""
+    limits = {"update_limit": 1, "update_limit_window_s": 7, "min_updates": 2}
+    updates = synthetic_updates(3000, num_ids=100, rate=100, seed=1)
+
+    def told(rules: RulesConfig) -> str:
+        return report({"rules": simulate(updates, rules=rules, setting=SETTING)})
+
+    general = told(RulesConfig(**limits))
+    assert "few_updates" in general
+    assert "update_limit" in general
+    assert told(RulesConfig(by_table={table_name(SETTING.dim): RowRules(**limits)})) == general
+    assert told(RulesConfig(by_table={"dim16": RowRules(**limits)})) == told(RulesConfig()) != general
 
 
 def test_classes_of_the_file_follow_their_own_rules(tmp_path):

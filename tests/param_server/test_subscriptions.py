@@ -17,9 +17,10 @@ from param_server.manifest import Manifest, Version, blob_ref
 from param_server.row_store import RowStore
 from param_server.shard import Shard
 from param_server.staged_blobs import ArrivedBlob
-from param_server.subscriptions import STUCK_S
+from param_server.subscriptions import STUCK_S, UNREAD_S
 from param_server.version_content import segments_of
 from param_server.version_log import VersionLog
+from proto.param_server_pb2 import VersionPart
 from proto.row_segment import RowSegment, encode
 
 DIM = 2
@@ -124,6 +125,46 @@ def test_the_number_of_subscribers_is_bounded(shard):
         subscribe(shard, str(number))
     with pytest.raises(LimitError, match="at most 96 replicas"):
         subscribe(shard, "one more")
+
+
+def subscribed(shard: Shard, cancelled: list[str]):
+    return subscribe(shard, "silent", cancel=lambda: cancelled.append("silent"))
+
+
+def replaying(shard: Shard, cancelled: list[str]):
+    return shard.subscriptions.add_replay("silent", cancel=lambda: cancelled.append("silent"))
+
+
+@pytest.mark.parametrize("begin", [subscribed, replaying])
+def test_one_that_does_not_take_its_next_part_is_cut_off_then_cancelled(shard, begin):
+    cancelled: list[str] = []
+    silent = begin(shard, cancelled)
+    parts = silent.send([VersionPart(), VersionPart(), VersionPart()])
+    shard.maintain(now_s=0.0)
+    shard.maintain(now_s=2 * UNREAD_S)
+    next(parts)
+    shard.maintain(now_s=3 * UNREAD_S)
+    next(parts)
+    shard.maintain(now_s=5 * UNREAD_S)
+    shard.maintain(now_s=6 * UNREAD_S)
+    assert shard.status().num_cut_off == 0, "it has taken one since, and this one is not too old yet"
+    shard.maintain(now_s=6 * UNREAD_S + 1)
+    assert shard.status().num_cut_off == 1
+    assert cancelled == []
+    with pytest.raises(LimitError, match="replica 'silent' took nothing for 600 s: it is cut off"):
+        next(parts)
+    shard.maintain(now_s=6 * UNREAD_S + STUCK_S + 2)
+    assert cancelled == ["silent"]
+    assert shard.status().num_cut_off == 1
+
+
+def test_the_number_of_replays_is_bounded_and_they_are_no_subscribers(shard):
+    replays = [shard.subscriptions.add_replay(str(number), cancel=lambda: None) for number in range(8)]
+    assert shard.status().num_subscribers == 0
+    with pytest.raises(LimitError, match="at most 8 replicas can replay versions at once"):
+        shard.subscriptions.add_replay("one more", cancel=lambda: None)
+    shard.subscriptions.remove(replays[3])
+    shard.subscriptions.add_replay("one more", cancel=lambda: None)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from param_server.errors import LogError, ParamServerError
+from param_server.errors import LogError, ManifestError, ParamServerError
 from param_server.manifest import SHARED_KINDS, Manifest, Version
 from param_server.shard import Shard
 from param_server.shard_service import ShardServicer
@@ -135,7 +135,7 @@ class ShardProcess(Process):
                 self.kernel.note(f"{self.name} ends in its work beside, at {crash}")
                 self.end()
                 return
-            except LogError as error:
+            except (LogError, ManifestError) as error:
                 self.kernel.note(f"{self.name} cannot maintain: {type(error).__name__}")
             except ParamServerError as error:
                 # shard_process.maintain expects no other; the process ends and starts again.

@@ -207,8 +207,8 @@ def test_features_that_share_rows_agree_on_their_quota() -> None:
         ("record_impressions = 64", "record_impressions = 65537", "record_impressions must be at most 65536"),
         ("event_days = 12.0", "event_days = 36501.0", "event_days must be at most 36500"),
         ("loss_weight = 1.0", "loss_weight = -1.0", "task 'like': loss_weight must not be negative"),
-        ("ttl_s = 345600", "ttl_s = 0", "feature 'item_id': ttl_s must be in 1\.\.2\^31-1 seconds, found 0"),
-        ("ttl_s = 345600", "max_rows = 0", "feature 'item_id': max_rows must be in 1\.\.2\^31-1, found 0"),
+        ("ttl_s = 345600", "ttl_s = 0", r"feature 'item_id': ttl_s must be in 1\.\.2\^31-1 seconds, found 0"),
+        ("ttl_s = 345600", "max_rows = 0", r"feature 'item_id': max_rows must be in 1\.\.2\^31-1, found 0"),
         ("min_updates = 0", "min_updates = -1", r"min_updates must be in 0\.\.2\^31-1, found -1"),
         (
             "min_updates = 0",
