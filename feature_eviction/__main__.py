@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
+from feature_eviction.argument_types import plot_path
 from feature_eviction.dry_run import Point, dry_run, plot
 from feature_eviction.errors import FeatureEvictionError
 from feature_eviction.event_file import Columns, events_of
-from feature_eviction.plot_path import plot_path
 from feature_eviction.policy import ClassPolicy, ScoreConfig, TablePolicy
 from feature_eviction.propose_ttl import QUANTILE, Proposal, propose_ttls
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from feature_eviction.argument_types import at_least
 from param_server import (
     log_commands,
     operator_commands,
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     replica.add_argument("--serving-config", type=Path, help="TOML: row format, memory, lifetimes")
     replica.add_argument(
         "--stale-after-s",
-        type=shard_process.at_least(0),
+        type=at_least(0),
         default=0,
         help="not ready beyond it; 0 = never (default: %(default)s)",
     )

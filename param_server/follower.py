@@ -43,12 +43,10 @@ class Follower:
         self._wake = threading.Event()
         self._is_away = False
         """The source was lost, and has sent no version since."""
-        self._refusal = ""
-        """What the last attempt was refused for; empty: it was not."""
 
     def follow(self) -> None:
         """Until `stop`: ask, apply; after a failure wait a little longer each time and go on."""
-        backoff_s = BACKOFF_MIN_S
+        backoff_s, last_refusal = BACKOFF_MIN_S, ""
         while not self._stop.is_set():
             self._wake.clear()
             before = self._replica.store.version
@@ -57,8 +55,8 @@ class Follower:
                 self._wake.wait(HOLD_S)
                 continue
             refusal = self._run(plan)
-            again = bool(refusal) and refusal == self._refusal
-            self._refusal = refusal
+            again = bool(refusal) and refusal == last_refusal
+            last_refusal = refusal
             if self._replica.store.version != before and not again:
                 backoff_s = BACKOFF_MIN_S
             if self._replica.is_current(plan):

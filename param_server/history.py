@@ -10,8 +10,8 @@ from typing import Protocol
 
 from param_server.errors import LogDamageError, ManifestError, StoreMissingError
 from param_server.manifest import Manifest, Version
+from param_server.sealed import seal, unseal
 from param_server.stores import Store
-from proto.tensor_blob import crc32c
 
 PROMOTED = "promoted"
 
@@ -41,9 +41,9 @@ def read_promoted(store: Store) -> Version | None:
         data = store.read(PROMOTED, num_bytes=100)
     except StoreMissingError:
         return None
-    seal, _, line = data.partition(b"\n")
+    line = unseal(data)
     try:
-        if seal != b"%08x" % crc32c(line):
+        if line is None:
             raise ManifestError(f"its checksum differs, found {data[:40]!r}; it is torn or rotten")
         return Version.parse(line.decode("ascii", "replace").strip())
     except ManifestError as error:
@@ -52,5 +52,4 @@ def read_promoted(store: Store) -> Version | None:
 
 def write_promoted(store: Store, version: Version) -> None:
     """Durable when this returns. Only shard 0 writes it: its retention must know of it first."""
-    line = f"{version}\n".encode()
-    store.replace(PROMOTED, b"%08x\n" % crc32c(line) + line)
+    store.replace(PROMOTED, seal(f"{version}\n".encode()))

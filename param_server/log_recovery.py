@@ -33,11 +33,10 @@ from param_server.manifest import (
     without_places,
 )
 from param_server.opened import Opened, read_opened, write_opened
+from param_server.sealed import SEAL_BYTES, seal, unseal
 from param_server.stores import Store
 from proto.tensor_blob import crc32c
 
-_SEAL_BYTES = 9
-"""A manifest object begins with the CRC32C of the rest in eight hex digits and a newline."""
 ORDINAL_DIGITS = 12
 MANIFESTS, SNAPSHOTS, CONTENT = "manifests/", "snapshots/", "content/"
 SHARDS = "shards"
@@ -90,15 +89,14 @@ def seal_manifest(manifest: Manifest) -> bytes:
             f"has {len(data)} bytes, at most {MANIFEST_BYTES_MAX} can be read: send fewer and larger blobs "
             "(publish.segment_bytes_max)"
         )
-    return b"%08x\n" % crc32c(data) + data
+    return seal(data)
 
 
 def read_manifest(store: Store, name: str) -> Manifest:
     """Raises: ManifestError if the object is torn or rotten, StoreMissingError."""
     where = f"object {name}"
-    sealed = store.read(name, num_bytes=MANIFEST_BYTES_MAX + _SEAL_BYTES + 1)
-    data = sealed[_SEAL_BYTES:]
-    if len(data) > MANIFEST_BYTES_MAX or sealed[:_SEAL_BYTES] != b"%08x\n" % crc32c(data):
+    data = unseal(store.read(name, num_bytes=MANIFEST_BYTES_MAX + SEAL_BYTES + 1))
+    if data is None or len(data) > MANIFEST_BYTES_MAX:
         raise ManifestError(f"{where}: its checksum differs; it is torn or rotten")
     return decode_manifest(data, where=where)
 

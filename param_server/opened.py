@@ -10,8 +10,8 @@ import re
 from typing import NamedTuple
 
 from param_server.errors import StoreMissingError
+from param_server.sealed import seal, unseal
 from param_server.stores import Store
-from proto.tensor_blob import crc32c
 
 GENERATION = "generation"
 _BYTES_MAX = 128
@@ -33,9 +33,8 @@ def read_opened(store: Store, damage: list[str]) -> Opened:
         data = store.read(GENERATION, num_bytes=_BYTES_MAX)
     except StoreMissingError:
         return Opened(0)
-    seal, _, line = data.partition(b"\n")
-    found = _LINE.fullmatch(line)
-    if found is None or seal != b"%08x" % crc32c(line):
+    found = _LINE.fullmatch(unseal(data) or b"")
+    if found is None:
         damage.append(f"object {GENERATION}: torn or rotten, found {data[:40]!r}; the manifests decide")
         return Opened(0)
     return Opened(int(found[1]), found[2].decode())
@@ -43,5 +42,4 @@ def read_opened(store: Store, damage: list[str]) -> Opened:
 
 def write_opened(store: Store, opened: Opened) -> None:
     """Durable when this returns. Only shard 0 writes it."""
-    line = f"{opened.generation} {opened.writer}\n".encode()
-    store.replace(GENERATION, b"%08x\n" % crc32c(line) + line)
+    store.replace(GENERATION, seal(f"{opened.generation} {opened.writer}\n".encode()))

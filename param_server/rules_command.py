@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from feature_eviction.argument_types import plot_path
 from feature_eviction.keys import make_keys
-from feature_eviction.plot_path import plot_path
 from param_server.errors import RulesError
 from param_server.rules_config import RULES_PRESETS, RulesConfig
 from param_server.rules_simulation import Outcome, Setting, Updates, simulate

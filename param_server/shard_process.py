@@ -6,11 +6,11 @@ import argparse
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
+from feature_eviction.argument_types import at_least
 from param_server.errors import LogError, ManifestError
 from param_server.failpoints import arm_from_environment
 from param_server.shard import Shard
@@ -58,17 +58,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="for rows in memory; 0 = no limit (default: %(default)s)",
     )
     parser.add_argument("--ready-file", type=Path, help="written as JSON once the process listens")
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of an argument: a whole number that is not below `least`."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a number of at least {least}, found {text}")
-        return int(text)
-
-    return read
 
 
 def open_shard(arguments: argparse.Namespace) -> Shard:

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +88,26 @@ def produce(config: Path, run_dir: Path) -> None:
     )
 
 
-def kill_in_the_middle(config: Path, run_dir: Path, *, after_impressions: int) -> None:
-    """Start training and SIGKILL it once it has come so far."""
+def impressions_trained(run_dir: Path) -> int:
+    """As the status says; 0 where there is none yet."""
     status = run_dir / "status" / "trainer.json"
-    status.unlink(missing_ok=True)
+    return json.loads(status.read_text())["impressions_trained"] if status.exists() else 0
+
+
+def has_trained(run_dir: Path, num: int) -> bool:
+    return impressions_trained(run_dir) >= num
+
+
+def train_and_kill(config: Path, run_dir: Path, *, when: Callable[[], bool]) -> None:
+    """Start training and SIGKILL it once it has come so far."""
+    (run_dir / "status" / "trainer.json").unlink(missing_ok=True)
     process = subprocess.Popen(command("train", config, run_dir), cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     deadline_s = time.monotonic() + 60
-    trained = 0
-    while trained < after_impressions:
+    while not when():
         assert process.poll() is None, "the trainer ended by itself"
+        trained = impressions_trained(run_dir)
         assert time.monotonic() < deadline_s, f"only {trained} impressions were trained in time"
         time.sleep(0.02)
-        if status.exists():
-            trained = json.loads(status.read_text())["impressions_trained"]
     process.kill()
     process.wait()
 
@@ -117,7 +126,8 @@ def test_killed_trainer_ends_in_the_same_state_as_one_that_never_was(
         produce(path, tmp_path / "producer")
         if part < NUM_PARTS - 1:
             # However fast this machine is, the stream goes on after the kill.
-            kill_in_the_middle(path, killed, after_impressions=int((part + 0.3) * PART_IMPRESSIONS))
+            enough = int((part + 0.3) * PART_IMPRESSIONS)
+            train_and_kill(path, killed, when=partial(has_trained, killed, enough))
     found = drained_manifest(path, killed)
     expected = drained_manifest(path, tmp_path / "unbroken")
 
@@ -143,14 +153,8 @@ def test_a_run_that_began_behind_the_newest_record_goes_on_from_there(
     path, run_dir = tmp_path / "config.toml", tmp_path / "run"
     path.write_text(to_toml(config))
     produce(path, tmp_path / "producer")
-    process = subprocess.Popen(command("train", path, run_dir), cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    deadline_s = time.monotonic() + 60
-    while not list((run_dir / "checkpoints").glob("step-*/manifest.json")):
-        assert process.poll() is None, "the trainer ended by itself"
-        assert time.monotonic() < deadline_s, "no checkpoint came"
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    manifests = run_dir / "checkpoints"
+    train_and_kill(path, run_dir, when=lambda: any(manifests.glob("step-*/manifest.json")))
     produce(path, tmp_path / "producer")
     found = drained_manifest(path, run_dir)
     assert found["counters"]["impressions_trained"] == PART_IMPRESSIONS

@@ -14,6 +14,7 @@ import structlog
 from msgspec.structs import replace
 
 from feature_eviction import FeatureEvictionError
+from feature_eviction.argument_types import at_least
 from param_server.client import ClientSecurity, ParamServerError
 from trainer.checkpoint_commands import add_commands
 from trainer.compare.command import add_command as add_compare
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     produce.add_argument("--config", type=Path, required=True, help="TOML; `trainer config` prints one")
     produce.add_argument("--run-dir", type=Path, required=True, help="status and counters of what was sent")
     produce.add_argument("--bootstrap-servers", help="Kafka's host:port[,...] instead of the file's")
-    produce.add_argument("--impressions", type=_positive, help="stop after this many")
+    produce.add_argument("--impressions", type=at_least(1), help="stop after this many")
     produce.add_argument(
         "--data", type=Path, help="KuaiRand file or directory instead of the synthetic stream"
     )
@@ -99,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "calibration", help="the synthetic stream beside PEPNet's Table 1, and what can be learned of it"
     )
     calibration.add_argument("--preset", default="quickstart", help="whose stream (default: %(default)s)")
-    calibration.add_argument("--impressions", type=_positive, help="of the stream (default: the preset's)")
+    calibration.add_argument("--impressions", type=at_least(1), help="of the stream (default: the preset's)")
     calibration.add_argument("--seed", type=int, help="of the stream (default: the preset's)")
     calibration.add_argument("--json", action="store_true", help="the figures as JSON")
     calibration.set_defaults(command=_calibration)
@@ -114,9 +115,9 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     which = run.add_mutually_exclusive_group()
     which.add_argument("--preset", help="default: quickstart, or kuairand with --data")
     which.add_argument("--config", type=Path, help="a TOML file instead of a preset")
-    run.add_argument("--impressions", type=_positive, help="stop after this many (default: the preset's)")
+    run.add_argument("--impressions", type=at_least(1), help="stop after this many (default: the preset's)")
     run.add_argument("--seconds", type=_positive_seconds, help="stop producing after this long")
-    run.add_argument("--rate", type=_positive, help="impressions a second to produce")
+    run.add_argument("--rate", type=at_least(1), help="impressions a second to produce")
     run.add_argument("--data", type=Path, help="KuaiRand file or directory instead of the synthetic stream")
     run.add_argument(
         "--out",
@@ -131,7 +132,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     run.add_argument(
         "--ranks",
-        type=_positive,
+        type=at_least(1),
         default=1,
         help="trainer processes (torchrun when above 1; default: %(default)s)",
     )
@@ -148,12 +149,6 @@ def _add_auto_rollback(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="when the quality gate holds a version, publish the last good one again",
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text}")
-    return int(text)
 
 
 def _positive_seconds(text: str) -> float:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from proto.impression_pb2 import ImpressionBatch
 from tests.kafka_reading import read_records
+from tests.spoilt_records import with_label
 from trainer.config import Config, to_toml
 from trainer.stream.broker import Security, connect_options
 from trainer.stream.columns import Impressions
@@ -24,10 +25,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def spoiled(record: bytes) -> bytes:
     """The record with two impossible impressions: a domain that is none, and a label of 2."""
-    batch = ImpressionBatch.FromString(record)
+    batch = ImpressionBatch.FromString(with_label(record, row=5, value=2))
     batch.domain_indices = batch.domain_indices[:3] + bytes([200]) + batch.domain_indices[4:]
-    label = batch.labels[0]
-    label.values = label.values[:5] + bytes([2]) + label.values[6:]
     return batch.SerializeToString()
 
 

@@ -19,8 +19,8 @@ from kafka import KafkaProducer
 from msgspec.structs import replace
 
 from feature_eviction import make_keys
-from proto.impression_pb2 import ImpressionBatch
 from tests.kafka_reading import read_records
+from tests.spoilt_records import with_label
 from trainer.config import Config, to_toml
 from trainer.stream.broker import Security, connect_options
 from trainer.stream.columns import Impressions
@@ -106,18 +106,10 @@ def send(config: Config, records: list[Impressions]) -> dict[str, Any]:
     for number, record in enumerate(records):
         value = encode_record(record, config.schema)
         if number == LAST_RECORD:
-            value = with_a_label_of_2(value)
+            value = with_label(value, row=REFUSED_ROW, value=2)
         producer.send(config.kafka.topic, value, partition=number % NUM_PARTITIONS)
     producer.close()
     return options
-
-
-def with_a_label_of_2(value: bytes) -> bytes:
-    """In the first task of one row: the producer's own encoder would refuse it."""
-    batch = ImpressionBatch.FromString(value)
-    label = batch.labels[0]
-    label.values = label.values[:REFUSED_ROW] + bytes([2]) + label.values[REFUSED_ROW + 1 :]
-    return batch.SerializeToString()
 
 
 def with_strange_item(record: Impressions, row: int) -> Impressions:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from feature_eviction.argument_types import at_least
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     size.add_argument(
         "--full", action="store_true", help="5 seeds of 2 million impressions: the one to quote"
     )
-    compare.add_argument("--seeds", type=_count, help="how many, from 1 on (3)")
-    compare.add_argument("--impressions", type=_count, help="drawn for each seed")
+    compare.add_argument("--seeds", type=at_least(1), help="how many, from 1 on (3)")
+    compare.add_argument("--impressions", type=at_least(1), help="drawn for each seed")
     compare.add_argument("--ablations", action="store_true", help="PEPNet with one thing changed at a time")
     stream = compare.add_mutually_exclusive_group()
     stream.add_argument("--preset", help="the stream: seesaw (default), one_domain, ...")
@@ -55,16 +56,18 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="epochs over files, or predict then train (default: %(default)s)",
     )
     compare.add_argument(
-        "--epochs", type=_count, help="batch mode: at most so many (3); the best on the validation day counts"
+        "--epochs",
+        type=at_least(1),
+        help="batch mode: at most so many (3); the best on the validation day counts",
     )
-    compare.add_argument("--min-interactions", type=_count, help="of users and items that are kept (10)")
-    compare.add_argument("--batch-size", type=_count, help="for all models (512)")
+    compare.add_argument("--min-interactions", type=at_least(1), help="of users and items that are kept (10)")
+    compare.add_argument("--batch-size", type=at_least(1), help="for all models (512)")
     compare.add_argument("--dense-lr", type=_rate, help="Adam's, for all models (0.003)")
     compare.add_argument("--embedding-lr", type=_rate, help="AdaGrad's, for all models (0.1)")
     compare.add_argument(
         "--initial-accumulator", type=float, help="AdaGrad's of a new row, for all models (4)"
     )
-    compare.add_argument("--workers", type=_count, help="processes at a time (default: the processors)")
+    compare.add_argument("--workers", type=at_least(1), help="processes at a time (default: the processors)")
     compare.add_argument(
         "--out",
         type=Path,
@@ -72,12 +75,6 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="folder of data, runs and tables (default: %(default)s)",
     )
     compare.set_defaults(command=_compare)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text}")
-    return int(text)
 
 
 def _rate(text: str) -> float:

@@ -31,16 +31,14 @@ def import_builder(name: str) -> Callable[..., Any]:
     where = f"model.name '{name}'"
     if not module_name or not attribute:
         raise ConfigError(f"{where}: expected module:Class, for example my_package.my_model:MyModel")
-    try:
-        with _code_from_outside(f"{where}: the module cannot be imported"):
+    with _code_from_outside(f"{where}: the module cannot be imported"):
+        try:
             module = importlib.import_module(module_name)
-    except ConfigError as error:
-        if isinstance(error.__cause__, ModuleNotFoundError):
+        except ModuleNotFoundError as error:
             raise ConfigError(
-                f"{where}: there is no module '{error.__cause__.name}'. Start from the folder that holds it, "
-                "or put that folder on PYTHONPATH, for every process of the run."
-            ) from error.__cause__
-        raise
+                f"{where}: there is no module '{error.name}'. Start from the folder that holds it, or put "
+                "that folder on PYTHONPATH, for every process of the run."
+            ) from error
     builder = getattr(module, attribute, None)
     if not callable(builder):
         there = ", ".join(sorted(one for one in vars(module) if not one.startswith("_"))) or "nothing"

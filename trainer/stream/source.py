@@ -78,8 +78,8 @@ class KafkaSource:
     ) -> None:
         """Args: batch_size: impressions of one batch over all ranks. positions: of any ranks (those of other
         partitions are ignored); a partition without one starts at its oldest record, or, where there are none
-        at all, where kafka.begin says. expected_topic_id: the
-        topic_id of the source that the positions come from; "" = not known."""
+        at all, where kafka.begin says. expected_topic_id: the topic_id of the source that the positions come
+        from; "" = not known."""
         self._kafka = kafka
         self._schema = schema
         options = connect_options(

@@ -1,14 +1,26 @@
-"""Where a command's plot goes, looked at before what it plots is computed, which may take long."""
+"""What the arguments of commands may be; a wrong one is refused before anything is begun."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument: a whole number that is not below `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a number of at least {least}, found {text}")
+        return int(text)
+
+    return read
+
+
 def plot_path(text: str) -> Path:
-    """The type of an argument --plot.
+    """The type of an argument --plot, looked at before what it plots is computed, which may take long.
 
     Raises: argparse.ArgumentTypeError for another ending than .svg or .png, and where no file can be written.
     """
